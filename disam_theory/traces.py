@@ -1,0 +1,143 @@
+"""Training steps -> one append-only JSON Lines file a run -> columns.
+
+Schema ``disam-trace/1``. The file is text, one JSON object a line, each written whole; a line cut off by a kill is
+ignored by the reader, and everything before it is good. ``null`` stands for a number that does not exist.
+
+* line 1, the header: ``schema``, ``domains`` (M names, the order of every list below), ``settings`` and
+  ``provenance`` (enough to repeat the run).
+* then a line for each step t, in order, with the fields of :data:`STEP_FIELDS`; where the run was evaluated the line
+  also has ``evaluation`` (fields of :data:`EVALUATION_FIELDS`), taken at ``w_t`` on all the data.
+* last, ``{"end": "finished", ...}``, with the evaluation after the last step where there is one, or
+  ``{"end": "diverged", "why": ...}``; a file without it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from disam_theory.errors import UsageError
+
+FLUSH_EVERY = 50  # steps between two writes of a trace to disk
+SCHEMA = "disam-trace/1"
+
+STEP_FIELDS = {
+    "step": "t, counted from 0",
+    "lr": "step size eta_t",
+    "losses": "L_i(w_t) on the step's batch, (M,); null where the batch has no sample of the domain",
+    "losses_ascent": "L_i(w_t^asc) on the same batch, (M,)",
+    "beta": "weights beta_i of the ascent direction (Eq. 8), (M,)",
+    "grad_norm": "norm of grad L(w_t)",
+    "grad_norm_di": "norm of grad L_DI(w_t)",
+    "grad_norm_ascent": "norm of grad L(w_t^asc), the gradient that updates w",
+    "cos_phi": "cosine between eps_{t-1} and eps_t; null at the first step and where either is zero",
+    "phi": "the angle phi between them, in radians",
+    "cross_term": "<grad L(w_{t-1}^asc), eps_t - eps_{t-1}>, the term that the proof of Theorem 1 drops",
+}
+EVALUATION_FIELDS = {
+    "losses": "L_i(w_t) on all training data of source domain i, (M,)",
+    "validation_accuracy": "share correct on the sources' validation parts together, or null",
+    "unseen_loss": "mean loss on the unseen domain, or null",
+    "unseen_accuracy": "share correct on the unseen domain, or null",
+}
+
+
+class TraceWriter:
+    """Appends steps to a trace file. Lines reach the operating system whole at each :meth:`flush`."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._write({"schema": SCHEMA, **header})
+        self.flush()
+
+    def append(self, step: Mapping[str, Any]) -> None:
+        """One step, with the fields of :data:`STEP_FIELDS` and perhaps ``evaluation``."""
+        self._write(step)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self, end: str = "finished", **why: Any) -> None:
+        """Write the last line and close; after this the trace counts as complete."""
+        if not self._file.closed:
+            self._write({"end": end, **why})
+            self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(_jsonable(line), allow_nan=False, separators=(",", ":")) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    """The value with floats at nine digits (exact for float32) and NaN or Inf as null."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace in columns: ``steps[field]`` is (T,) or (T, M); ``evaluations[field]`` likewise over evaluated steps."""
+
+    header: dict[str, Any]
+    steps: dict[str, np.ndarray]  # each (T,) or (T, M); NaN where the file says null
+    evaluations: dict[str, np.ndarray]  # "step" and EVALUATION_FIELDS, each (E,) or (E, M)
+    end: str | None  # "finished", "diverged", or None for an interrupted run
+
+    @property
+    def domains(self) -> list[str]:
+        """The M source domains, in the order of every (., M) column."""
+        return list(self.header["domains"])
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace, also one whose writing was cut off.
+
+    Raises:
+        UsageError: the file is missing, or is not a trace of schema ``disam-trace/1``.
+    """
+    try:
+        lines = list(_parsed(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a trace ({error})") from error
+    if not lines or lines[0].get("schema") != SCHEMA:
+        raise UsageError(f"{path}: not a trace; its first line must hold the schema {SCHEMA!r}")
+    steps = [line for line in lines[1:] if "losses" in line]
+    evaluated = [{"step": line["step"], **line["evaluation"]} for line in lines[1:] if "evaluation" in line]
+    end = lines[-1].get("end")
+    return Trace(
+        lines[0], _columns(steps, STEP_FIELDS), _columns(evaluated, ["step", *EVALUATION_FIELDS]), end
+    )
+
+
+def _parsed(lines: list[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # a line cut off by a kill: nothing whole can follow it
+
+
+def _columns(rows: list[dict[str, Any]], fields: Iterable[str]) -> dict[str, np.ndarray]:
+    return {field: np.array([row[field] for row in rows], dtype=float) for field in fields}
+
+
+def finished(path: Path, header: Mapping[str, Any]) -> bool:
+    """Whether ``path`` holds a complete trace of exactly these settings, so that the run need not be repeated."""
+    try:
+        with path.open("rb") as file:
+            first = json.loads(file.readline())
+            file.seek(max(0, path.stat().st_size - 8192))
+            last = json.loads(file.read().splitlines()[-1])
+        return "end" in last and first["settings"] == json.loads(json.dumps(header["settings"]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return False
