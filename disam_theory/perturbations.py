@@ -32,9 +32,7 @@ def domain_inspired(
     return pooled(losses, alpha) - lam * spread
 
 
-def disam_weights(
-    losses: Tensor, alpha: Tensor, lam: Tensor, present: Tensor, *, variance: str = "domains"
-) -> Tensor:
+def disam_weights(losses: Tensor, alpha: Tensor, lam: Tensor, present: Tensor, *, variance: str = "domains") -> Tensor:
     r"""$\beta_i=\alpha_i-\frac{2\lambda}M\big(L_i-\frac1M\sum_jL_j\big)$ (Eq. 8), zero for absent domains.
 
     The weights sum to one and are negative where $L_i-\bar L>\alpha_iM/2\lambda$. ``lam = 0`` gives SAM's weights.
@@ -54,8 +52,7 @@ def ascent_step(gradient: Params, rho: Tensor) -> Params:
     length = norm(gradient, rho.ndim)
     scale = torch.where(length > 0, rho / torch.where(length > 0, length, torch.ones_like(length)), 0.0)
     return {
-        name: scale.to(g.dtype).reshape(scale.shape + (1,) * (g.ndim - rho.ndim)) * g
-        for name, g in gradient.items()
+        name: scale.to(g.dtype).reshape(scale.shape + (1,) * (g.ndim - rho.ndim)) * g for name, g in gradient.items()
     }
 
 
@@ -67,4 +64,4 @@ def norm(tree: Params, run_axes: int = 0) -> Tensor:
 def dot(a: Params, b: Params, run_axes: int = 0) -> Tensor:
     r"""$\langle a,b\rangle$ over all tensors of two params dicts, in float64; the first ``run_axes`` axes are kept."""
     products = [(a[name].double() * b[name].double()) for name in a]
-    return torch.stack([p.reshape(p.shape[:run_axes] + (-1,)).sum(-1) for p in products]).sum(0)
+    return torch.stack([p.reshape((*p.shape[:run_axes], -1)).sum(-1) for p in products]).sum(0)

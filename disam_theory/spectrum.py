@@ -37,9 +37,9 @@ def top_eigenpairs(
     r"""The ``k`` largest *algebraic* eigenvalues of $H$ with vectors, by Lanczos with full reorthogonalisation.
 
     Sharpness is the largest algebraic eigenvalue, not the largest in magnitude: at a saddle the two differ. The
-    basis grows by one product a step (Lanczos 1950); the projections $\alpha_j$, $\beta_j$ and all norms are accumulated
-    in float64. Stops once $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs, then recomputes the
-    residuals from the vectors it returns. A Krylov space sees an eigenvalue of exact multiplicity once; where the
+    basis grows by one product a step (Lanczos 1950); the projections $\alpha_j$, $\beta_j$ and all norms are
+    accumulated in float64. Stops once $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs,
+    then recomputes the residuals from the vectors it returns. A Krylov space sees an eigenvalue of exact multiplicity once; where the
     space is exhausted early (an invariant subspace) a new random direction is added, so that rank-deficient
     operators and multiples of the identity are handled.
 
@@ -78,9 +78,7 @@ def top_eigenpairs(
     return _checked(operator, basis, mixing, tol, len(basis))
 
 
-def _checked(
-    operator: SymmetricOperator, basis: list[Tensor], mixing: Tensor, tol: float, products: int
-) -> Eigenpairs:
+def _checked(operator: SymmetricOperator, basis: list[Tensor], mixing: Tensor, tol: float, products: int) -> Eigenpairs:
     """Rayleigh quotients and explicit residuals of the vectors that are returned."""
     raw = torch.stack(basis, dim=1) @ mixing.to(basis[0])
     vectors, _ = torch.linalg.qr(raw)  # orthonormal to round-off already; the signs are fixed below
@@ -92,9 +90,7 @@ def _checked(
     converged = bool((residuals <= tol * values.abs().clamp(min=floor)).all())
     order = values.argsort(descending=True)
     sign = torch.where(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    return Eigenpairs(
-        values[order], (vectors * sign)[:, order], residuals[order], converged, products + len(values)
-    )
+    return Eigenpairs(values[order], (vectors * sign)[:, order], residuals[order], converged, products + len(values))
 
 
 def _ritz(diagonal: list[float], coupling: list[float], k: int) -> tuple[Tensor, Tensor]:
@@ -110,9 +106,7 @@ def _ritz(diagonal: list[float], coupling: list[float], k: int) -> tuple[Tensor,
 def _product(operator: SymmetricOperator, vector: Tensor) -> Tensor:
     image = operator.matvec(vector)
     if not bool(torch.isfinite(image).all()):
-        raise ComputationError(
-            "a Hessian-vector product is NaN or Inf; check the weights, or use --dtype float64"
-        )
+        raise ComputationError("a Hessian-vector product is NaN or Inf; check the weights, or use --dtype float64")
     return image
 
 
@@ -126,9 +120,7 @@ def _orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
 
 def _fresh(operator: SymmetricOperator, basis: list[Tensor], generator: torch.Generator) -> Tensor:
     """A random unit vector orthogonal to ``basis``, drawn on the CPU so that every device starts alike."""
-    vector = torch.randn(operator.size, generator=generator, dtype=torch.float64).to(
-        operator.device, operator.dtype
-    )
+    vector = torch.randn(operator.size, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
     if basis:
         vector = _orthogonalise(vector, basis)
     return (vector / vector.double().norm()).to(operator.dtype)

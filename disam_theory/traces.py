@@ -13,15 +13,16 @@ ignored by the reader, and everything before it is good. ``null`` stands for a n
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from disam_theory.errors import UsageError
+from disam_theory.errors import ComputationError, UsageError
 
 FLUSH_EVERY = 50  # steps between two writes of a trace to disk
 SCHEMA = "disam-trace/1"
@@ -51,8 +52,10 @@ class TraceWriter:
     """Appends steps to a trace file. Lines reach the operating system whole at each :meth:`flush`."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._path = path
+        with self._refusing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO = path.open("w", encoding="utf-8")
         self._write({"schema": SCHEMA, **header})
         self.flush()
 
@@ -61,16 +64,28 @@ class TraceWriter:
         self._write(step)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Hand what was appended to the operating system."""
+        with self._refusing():
+            self._file.flush()
 
     def close(self, end: str = "finished", **why: Any) -> None:
         """Write the last line and close; after this the trace counts as complete."""
         if not self._file.closed:
             self._write({"end": end, **why})
-            self._file.close()
+            with self._refusing():
+                self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(_jsonable(line), allow_nan=False, separators=(",", ":")) + "\n")
+        with self._refusing():
+            self._file.write(json.dumps(_jsonable(line), allow_nan=False, separators=(",", ":")) + "\n")
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"{self._path}: the trace cannot be written ({error.strerror}); what was written before is kept"
+            raise ComputationError(message) from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -114,9 +129,7 @@ def read_trace(path: Path) -> Trace:
     steps = [line for line in lines[1:] if "losses" in line]
     evaluated = [{"step": line["step"], **line["evaluation"]} for line in lines[1:] if "evaluation" in line]
     end = lines[-1].get("end")
-    return Trace(
-        lines[0], _columns(steps, STEP_FIELDS), _columns(evaluated, ["step", *EVALUATION_FIELDS]), end
-    )
+    return Trace(lines[0], _columns(steps, STEP_FIELDS), _columns(evaluated, ["step", *EVALUATION_FIELDS]), end)
 
 
 def _parsed(lines: list[str]) -> Iterable[dict[str, Any]]:

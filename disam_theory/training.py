@@ -4,7 +4,9 @@ ERM, SAM and DISAM are one program. Every run carries its own radius $\rho$ (zer
 and SAM), its own data, order of batches and initial weights; ``torch.func.vmap`` stacks the runs' models, so a run
 gives the same numbers alone and among others. One step of Algorithm 1:
 
-1. $g=\nabla L_{DI}(w_t;B_t)$, 2. $w_t^{asc}=w_t+\rho\,g/\lVert g\rVert$, 3. $w_{t+1}=w_t-\eta_t\nabla L(w_t^{asc};B_t)$.
+1. $g=\nabla L_{DI}(w_t;B_t)$,
+2. $w_t^{asc}=w_t+\rho\,g/\lVert g\rVert$,
+3. $w_{t+1}=w_t-\eta_t\nabla L(w_t^{asc};B_t)$.
 """
 
 from __future__ import annotations
@@ -69,17 +71,13 @@ class Settings:
             if getattr(self, name) not in known:
                 raise unknown_name(name.replace("_", " "), getattr(self, name), known)
         if self.algorithm != "erm" and not (self.rho > 0 and math.isfinite(self.rho)):
-            raise UsageError(
-                f"rho is {self.rho}; {self.algorithm} needs a finite radius above 0, such as 0.05"
-            )
+            raise UsageError(f"rho is {self.rho}; {self.algorithm} needs a finite radius above 0, such as 0.05")
         if self.algorithm == "disam" and not (self.lam >= 0 and math.isfinite(self.lam)):
             raise UsageError(f"lambda is {self.lam}; it must be finite and at least 0, such as 0.1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"learning rate is {self.lr}; it must be finite and above 0")
         if self.steps < 1 or self.batch_size < 1:
-            raise UsageError(
-                f"steps is {self.steps} and batch size {self.batch_size}; both must be at least 1"
-            )
+            raise UsageError(f"steps is {self.steps} and batch size {self.batch_size}; both must be at least 1")
 
     @property
     def radius(self) -> float:
@@ -160,9 +158,7 @@ def ascent_point(
     at_ascent = {name: (p.detach() + epsilon[name]).requires_grad_(True) for name, p in params.items()}
     losses_ascent = losses_of(at_ascent)
     gradient_ascent = _gradient(pooled(losses_ascent, alpha), at_ascent)
-    return Ascent(
-        losses.detach(), losses_ascent.detach(), beta, gradient, gradient_di, gradient_ascent, epsilon
-    )
+    return Ascent(losses.detach(), losses_ascent.detach(), beta, gradient, gradient_di, gradient_ascent, epsilon)
 
 
 def _gradient(values: Tensor, params: Params, *, keep: bool = False) -> Params:
@@ -223,7 +219,8 @@ def train(
 
     The runs must agree in everything that shapes the stacked program: the settings' ``steps``, ``sampling``,
     ``batch_size``, ``variance`` and ``ascent_gradient``, and the number of source domains; full-batch runs also in
-    the number of samples. ``progress`` is called after each step. A run whose loss stops being finite is marked
+    the number of samples. ``snapshot_steps`` are step numbers at whose start weights are kept; ``steps`` itself keeps
+    the final ones. ``progress`` is called after each step. A run whose loss stops being finite is marked
     diverged, its trace ends there, and the others go on.
     """
     _check_alike(runs)
@@ -242,7 +239,7 @@ def train(
             for writer in writers:
                 writer.flush()
         progress(step)
-    _finish(results, program, writers, runs)
+    _finish(results, program, writers, runs, snapshot_steps)
     return results
 
 
@@ -271,10 +268,16 @@ def _record(
 
 
 def _finish(
-    results: list[Result], program: _Program, writers: Sequence[TraceWriter] | None, runs: Sequence[Run]
+    results: list[Result],
+    program: _Program,
+    writers: Sequence[TraceWriter] | None,
+    runs: Sequence[Run],
+    snapshot_steps: Sequence[int],
 ) -> None:
     steps = runs[0].settings.steps
     final = program.evaluate() if writers else None
+    if steps in snapshot_steps:
+        _snapshot(results, program, steps)
     for r, result in enumerate(results):
         result.params = program.params_of(r)
         if writers and final is not None and result.diverged is None:
@@ -292,9 +295,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
     for name in ("steps", "sampling", "batch_size", "variance", "ascent_gradient"):
         values = sorted({str(getattr(run.settings, name)) for run in runs})
         if len(values) > 1:
-            raise UsageError(
-                f"runs stacked together differ in {name} ({', '.join(values)}); train them apart"
-            )
+            raise UsageError(f"runs stacked together differ in {name} ({', '.join(values)}); train them apart")
     if len({len(run.split.sources) for run in runs}) > 1:
         raise UsageError("runs stacked together differ in the number of source domains; train them apart")
     if runs[0].settings.sampling == "full" and len({_size(run.split) for run in runs}) > 1:
@@ -431,10 +432,7 @@ def _initial(
             "use a model without, such as one with group norm"
         )
     names = [name for name, _ in template.named_parameters()]
-    stacks = {
-        name: torch.stack([m.get_parameter(name).detach() for m in models]).to(device, dtype)
-        for name in names
-    }
+    stacks = {name: torch.stack([m.get_parameter(name).detach() for m in models]).to(device, dtype) for name in names}
     return template, stacks
 
 

@@ -1,0 +1,201 @@
+r"""(model, domains) -> one row a domain, and for the pooled, weighted and domain-inspired loss: how sharp, how sure.
+
+For each domain $D_i$: size, loss, accuracy, $\lVert\nabla L_i\rVert$ and the top eigenvalues of $\nabla^2L_i$. Then the
+same for the pooled loss $\sum_i\alpha_iL_i$, for $\sum_i\beta_iL_i$ with the weights of Eq. (8) held fixed, and for
+$L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$ itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from disam_theory.domains import Domain
+from disam_theory.errors import UsageError
+from disam_theory.losses import model_losses, parameters_of
+from disam_theory.operators import (
+    SymmetricOperator,
+    domain_gradients,
+    domain_hessian,
+    domain_inspired_hessian,
+    hessian,
+    weights_at,
+)
+from disam_theory.spectrum import top_eigenpairs
+
+SCHEMA = "disam-audit/1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss of the audit. ``accuracy`` is None where it has no meaning; ``residuals`` belong to ``eigenvalues``."""
+
+    name: str
+    n: int
+    share: float
+    beta: float | None
+    loss: float
+    accuracy: float | None
+    grad_norm: float
+    eigenvalues: tuple[float, ...]  # (k,), largest first
+    residuals: tuple[float, ...]  # (k,)
+    converged: bool
+    products: int
+
+
+def audit(
+    model: nn.Module,
+    domains: Sequence[Domain],
+    *,
+    k: int = 3,
+    lam: float = 0.1,
+    tol: float = 1e-3,
+    max_products: int = 300,
+    chunk: int = 1024,
+    rng: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[Row]:
+    """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, in evaluation mode.
+
+    Raises:
+        UsageError: NaN or Inf weights, or outputs that do not fit the labels.
+        ComputationError: a domain's loss or a Hessian product is not finite.
+    """
+    if lam < 0:
+        raise UsageError(f"lambda is {lam}; it must be at least 0, such as 0.1")
+    model = model.to(device, dtype)
+    data = [domain.to(device=device, dtype=dtype) for domain in domains]
+    params = parameters_of(model)
+    correct = [_correct(model, domain, chunk) for domain in data]
+    losses = model_losses(model, data, chunk=chunk)
+    values = losses.checked(params)
+    gradients = domain_gradients(losses, params).double()
+    alpha = torch.tensor(losses.shares, dtype=values.dtype, device=values.device)
+    beta = weights_at(losses, params, lam)
+    total = sum(losses.sizes)
+
+    def row(name: str, n: int, weights: torch.Tensor, operator: SymmetricOperator, **more: Any) -> Row:
+        progress(name)
+        pairs = top_eigenpairs(operator, min(k, operator.size), tol=tol, max_products=max_products, rng=rng)
+        fields = {
+            "share": n / total,
+            "beta": None,
+            "loss": float(weights.double() @ values.double()),
+            "accuracy": None,
+            "grad_norm": float((weights.double() @ gradients).norm()),
+        }
+        return Row(
+            name=name,
+            n=n,
+            **{**fields, **more},
+            eigenvalues=tuple(pairs.values.tolist()),
+            residuals=tuple(pairs.residuals.tolist()),
+            converged=pairs.converged,
+            products=pairs.products,
+        )
+
+    unit = torch.eye(losses.M, dtype=values.dtype, device=values.device)
+    rows = [
+        row(
+            domain.name,
+            len(domain),
+            unit[i],
+            domain_hessian(losses, params, domain.name),
+            beta=float(beta[i]),
+            accuracy=correct[i] / len(domain),
+        )
+        for i, domain in enumerate(data)
+    ]
+    rows.append(row("pooled", total, alpha, hessian(losses, params, weights=alpha), accuracy=sum(correct) / total))
+    rows.append(row("beta-weighted", total, beta, hessian(losses, params, weights=beta)))
+    inspired = float(alpha.double() @ values.double() - lam * values.double().var(correction=0))
+    operator = domain_inspired_hessian(losses, params, lam)
+    rows.append(row("L_DI", total, beta, operator, loss=inspired))
+    return rows
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, domain: Domain, chunk: int) -> int:
+    """The number of samples classified rightly; also where a model that does not fit the data is found out."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    training = model.training
+    model.eval()
+    correct = 0
+    try:
+        for inputs, labels in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True):
+            outputs = functional_call(model, state, (inputs,))
+            if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
+                raise UsageError(
+                    f"the model's outputs have shape {tuple(outputs.shape)}, and domain {domain.name!r} has label "
+                    f"{int(labels.max())}; it must give one score for each of the classes"
+                )
+            correct += int((outputs.argmax(1) == labels).sum())
+    except RuntimeError as error:
+        shape = tuple(domain.inputs.shape[1:])
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the model cannot take inputs of shape {shape} of domain {domain.name!r}: {reason}"
+        ) from error
+    finally:
+        model.train(training)
+    return correct
+
+
+def as_json(rows: Sequence[Row], provenance: dict[str, Any]) -> str:
+    """The rows as JSON, schema ``disam-audit/1``."""
+    return json.dumps({"schema": SCHEMA, "provenance": provenance, "rows": [asdict(row) for row in rows]}, indent=1)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, one eigenvalue and its residual to a pair of columns."""
+    flat = [_flat(row) for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    fields = asdict(row)
+    values, residuals = fields.pop("eigenvalues"), fields.pop("residuals")
+    for j, (value, residual) in enumerate(zip(values, residuals, strict=True), 1):
+        fields |= {f"lambda_{j}": value, f"residual_{j}": residual}
+    return fields
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """The rows as an aligned text table; eigenvalues as ``value ± residual``, with ``!`` where not converged."""
+    k = len(rows[0].eigenvalues)
+    head = ["loss of", "n", "loss", "acc %", "|grad|", "beta", *(f"lambda_{j}" for j in range(1, k + 1)), ""]
+    body = [
+        [
+            row.name,
+            str(row.n),
+            f"{row.loss:.4g}",
+            "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
+            f"{row.grad_norm:.3g}",
+            "" if row.beta is None else f"{row.beta:.3f}",
+            *(f"{v:.4g} ± {r:.1g}" for v, r in zip(row.eigenvalues, row.residuals, strict=True)),
+            "" if row.converged else "! not converged",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[c]) for line in [head, *body]) for c in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [head, *body]
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0].rstrip()), *lines[1:]])

@@ -1,0 +1,147 @@
+r"""Traces of the embedded study -> what the paper says of convergence, as paired statistics with a verdict.
+
+Every estimand, direction, margin and correction below is fixed here, before a run is made. The data are small
+models on embedded images: a verdict is about that regime, and does not speak of ResNet-50 or CLIP on DomainBed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from disam_theory.claims import Claim, Evidence, Verdict
+from disam_theory.statistics import over_cases, paired_interval
+from disam_theory.study import Study
+from disam_theory.traces import Trace
+
+RHOS = (0.05, 0.5)  # the default of Sec. 4.1, and what App. C.1 gives for PACS, VLCS, OfficeHome and DomainNet
+LAM = 0.1
+MARGIN = 0.5  # per cent; a smaller change of the training loss makes no practical difference
+SCOPE = "an MLP 64-32-10 on the embedded suites, minibatch momentum SGD; paired over seeds that redraw the data"
+
+Pairing = tuple[dict[str, Any], dict[str, Any]]  # settings of the two arms that are compared
+
+
+def training_loss(trace: Trace) -> float:
+    r"""Mean over the evaluated steps after the first of $L(w_t)=\sum_i\alpha_iL_i(w_t)$ on all training data."""
+    sizes = np.array(trace.header["sizes"], dtype=float)
+    return float((trace.evaluations["losses"][1:] @ (sizes / sizes.sum())).mean())
+
+
+def turning_rate(trace: Trace) -> float:
+    r"""Median over the steps of $\Gamma_t=\phi_t/\eta_{t-1}$, the angle between consecutive perturbations a unit step."""
+    rate = trace.steps["phi"][1:] / trace.steps["lr"][:-1]
+    return float(np.median(rate[np.isfinite(rate)]))
+
+
+def relative_difference(
+    study: Study, suite: str, first: dict[str, Any], second: dict[str, Any], statistic: Callable[[Trace], float]
+) -> np.ndarray:
+    r"""$100(a-b)/b$ for each seed and held-out domain (S, H): how far ``first`` lies from ``second``, in per cent."""
+    a = study.measure(study.records(suite, **first), statistic)
+    b = study.measure(study.records(suite, **second), statistic)
+    return 100.0 * (a - b) / b
+
+
+def arms(rho: float, sampling: str = "pooled") -> dict[str, dict[str, Any]]:
+    """The settings that pick ERM's, SAM's and DISAM's runs of the study at one radius."""
+    return {
+        "erm": {"algorithm": "erm", "sampling": sampling},
+        "sam": {"algorithm": "sam", "rho": rho, "sampling": sampling},
+        "disam": {"algorithm": "disam", "rho": rho, "lam": LAM, "sampling": sampling},
+    }
+
+
+def check_fig3ab(study: Study, *, first: str = "disam", second: str = "sam") -> Evidence:
+    r"""Is the training loss, averaged over training, lower with DISAM than with SAM?"""
+    cases = {
+        f"{suite}, rho={rho:g}": relative_difference(study, suite, arms(rho)[first], arms(rho)[second], training_loss)
+        for suite in study.suites
+        for rho in RHOS
+    }
+    what = f"{first.upper()} minus {second.upper()}, training loss averaged over training"
+    return over_cases(cases, margin=MARGIN, unit="%", what=what)
+
+
+def check_fig8(study: Study, *, order: tuple[str, str, str] = ("erm", "disam", "sam")) -> Evidence:
+    """Does the training loss, averaged over training, rise in the claimed order? Both steps must hold."""
+    parts = [check_fig3ab(study, first=a, second=b) for a, b in zip(order[:-1], order[1:], strict=True)]
+    verdicts = {part.verdict for part in parts}
+    if Verdict.REFUTED in verdicts:
+        overall = Verdict.REFUTED
+    else:
+        overall = Verdict.SUPPORTED if verdicts == {Verdict.SUPPORTED} else Verdict.UNDECIDED
+    reason = "; and ".join(f"{part.verdict.value}: {part.reason}" for part in parts)
+    return Evidence(overall, reason, {"contrasts": [{"verdict": p.verdict.value, **p.data} for p in parts]})
+
+
+def check_thm1_gamma(study: Study, *, first: str = "disam", second: str = "sam") -> Evidence:
+    r"""Is the turning rate $\Gamma_t=\phi_t/\eta_t$ of the perturbation smaller along DISAM's runs than along SAM's?
+
+    Full-batch runs with $\eta_t=\eta_0/\sqrt t$ and fixed $\rho$, as Theorem 1 has them.
+    """
+    rho = RHOS[0]
+    suites = [block.suite for block in study.blocks if block.arms[0].sampling == "full"]
+    pair = arms(rho, "full")
+    cases = {s: relative_difference(study, s, pair[first], pair[second], turning_rate) for s in suites}
+    evidence = over_cases(cases, margin=1.0, unit="%", what=f"{first.upper()} minus {second.upper()}, median Gamma_t")
+    angles = [_angles(study, suite, name, pair[name]) for suite in suites for name in (second, first)]
+    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, "angles": angles})
+
+
+def _angles(study: Study, suite: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """How large the angle and the dropped cross term are along the runs of one arm."""
+    traces = [record.trace for record in study.records(suite, **settings)]
+    phi = np.concatenate([t.steps["phi"][1:] for t in traces])
+    main = np.concatenate([t.steps["lr"][:-1] * t.steps["grad_norm_ascent"][:-1] ** 2 for t in traces])
+    cross = np.concatenate([t.steps["cross_term"][1:] for t in traces]) / main
+    rates = paired_interval(study.measure(study.records(suite, **settings), turning_rate))
+    return {
+        "suite": suite,
+        "algorithm": name,
+        "median_gamma": rates.estimate,
+        "gamma_low": rates.low,
+        "gamma_high": rates.high,
+        "median_phi_degrees": math.degrees(float(np.nanmedian(phi))),
+        "p95_phi_degrees": math.degrees(float(np.nanpercentile(phi, 95))),
+        "median_cross_term_over_main_term": float(np.nanmedian(cross)),
+        "share_of_steps_with_negative_cross_term": float(np.nanmean(cross < 0)),
+        "steps": int(np.isfinite(phi).sum()),
+    }
+
+
+THM1_GAMMA = Claim(
+    id="thm1-gamma",
+    where="Theorem 1, Eq. (15)-(17)",
+    statement=r"The angle between consecutive perturbations obeys $\phi_t\le\eta_t\Gamma$ with $\Gamma=L$ in SAM and "
+    r"$\Gamma\le L$ in DISAM: DISAM's perturbation turns more slowly than SAM's.",
+    assumptions=(r"full-batch gradients, fixed $\rho=0.05$, $\lambda=0.1$, $\eta_t=\eta_0/\sqrt{t}$",),
+    scope=SCOPE.replace("minibatch momentum SGD", "full-batch gradient steps"),
+    expected=Verdict.REFUTED,
+    check=check_thm1_gamma,
+    statistical=True,
+)
+FIG3AB = Claim(
+    id="fig3ab",
+    where="Fig. 3(a, b)",
+    statement=r"The training loss $L(w_t)$ falls faster with DISAM than with SAM.",
+    assumptions=(r"$\lambda=0.1$, at $\rho=0.05$ and at $\rho=0.5$",),
+    scope=SCOPE,
+    expected=Verdict.REFUTED,
+    check=check_fig3ab,
+    statistical=True,
+)
+FIG8 = Claim(
+    id="fig8",
+    where="Fig. 8",
+    statement="ERM converges faster than DISAM, and DISAM faster than SAM.",
+    assumptions=(r"$\lambda=0.1$, at $\rho=0.05$ and at $\rho=0.5$",),
+    scope=SCOPE,
+    expected=Verdict.REFUTED,
+    check=check_fig8,
+    statistical=True,
+)
+EMPIRICAL_CLAIMS = (FIG3AB, FIG8)
