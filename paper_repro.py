@@ -38,8 +38,10 @@ def blocks(*, quick: bool) -> list[Block]:
     kept = tuple(steps * k // 5 for k in range(6))
     minibatch = [Block(suite, tuple(arms), seeds, snapshot_steps=kept, snapshot_seeds=3) for suite in SUITES]
     theorem = {"lr": 0.5, "schedule": "inverse-sqrt", "sampling": "full", "rho": 0.05}
-    full = (Settings("sam", steps=steps // 3, **theorem), Settings("disam", lam=0.1, steps=steps // 3, **theorem))
-    return minibatch + [Block(suite, full, min(seeds, 6)) for suite in SUITES[:2]]
+    short = steps // 3
+    full = (Settings("sam", steps=short, **theorem), Settings("disam", lam=0.1, steps=short, **theorem))
+    early = (0, 2, short // 5, short // 2)
+    return minibatch + [Block(suite, full, min(seeds, 6), early, snapshot_seeds=2) for suite in SUITES[:2]]
 
 
 def main() -> int:

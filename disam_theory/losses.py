@@ -78,7 +78,7 @@ class DomainLosses:
         return torch.stack([torch.stack([part(params) for part in parts]).sum() for parts in self.parts])
 
     def checked(self, params: Params) -> Tensor:
-        """The M domain losses without a graph; raises :class:`ComputationError` naming a domain whose loss overflows."""
+        """The M domain losses without a graph; :class:`ComputationError` names a domain whose loss is not finite."""
         with torch.no_grad():
             values = self(params)
         for name, value in zip(self.names, values.tolist(), strict=True):

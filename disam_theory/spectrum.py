@@ -10,6 +10,8 @@ from torch import Tensor
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.operators import SymmetricOperator
 
+ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
+
 
 @dataclass(frozen=True)
 class Eigenpairs:
@@ -22,7 +24,7 @@ class Eigenpairs:
     values: Tensor  # (k,) float64, largest first
     vectors: Tensor  # (n, k), orthonormal columns
     residuals: Tensor  # (k,) float64, |H v - theta v| recomputed from the returned vectors
-    converged: bool  # every residual is at most tol * max(|theta|, norm estimate * machine epsilon)
+    converged: bool  # every residual is at most tol * |theta|, or at the round-off of the products
     products: int  # matrix-vector products spent
 
 
@@ -38,10 +40,11 @@ def top_eigenpairs(
 
     Sharpness is the largest algebraic eigenvalue, not the largest in magnitude: at a saddle the two differ. The
     basis grows by one product a step (Lanczos 1950); the projections $\alpha_j$, $\beta_j$ and all norms are
-    accumulated in float64. Stops once $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs,
-    then recomputes the residuals from the vectors it returns. A Krylov space sees an eigenvalue of exact multiplicity once; where the
-    space is exhausted early (an invariant subspace) a new random direction is added, so that rank-deficient
-    operators and multiples of the identity are handled.
+    accumulated in float64. Stops once $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs
+    (or at round-off, which an eigenvalue of zero needs), then recomputes the residuals from the vectors it returns.
+    A Krylov space sees an eigenvalue of exact multiplicity once; where the space is exhausted early (an invariant
+    subspace) a new random direction is added, so that rank-deficient operators and multiples of the identity are
+    handled.
 
     Raises:
         UsageError: ``k`` is not in 1..n.
@@ -58,27 +61,25 @@ def top_eigenpairs(
     limit = min(n, max_products - k)
     if limit < k:
         raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {2 * k}")
-    ritz, mixing = torch.empty(0), torch.empty(0)
     while True:
         basis.append(vector)
         image = _product(operator, vector)
         diagonal.append(float(image.double() @ vector.double()))
         remainder = _orthogonalise(image, basis)
         beta = float(remainder.double().norm())
-        ritz, mixing = _ritz(diagonal, coupling, k)
-        scale = float(ritz.abs().max())
-        floor = torch.finfo(operator.dtype).eps * max(scale, 1e-30)
-        if len(basis) >= k and bool((beta * mixing[-1].abs() <= tol * ritz.abs().clamp(min=floor)).all()):
+        ritz, mixing, scale = _ritz(diagonal, coupling, k)
+        noise = ROUND_OFF * torch.finfo(operator.dtype).eps * scale
+        if len(basis) >= k and bool((beta * mixing[-1].abs() <= (tol * ritz.abs()).clamp(min=noise)).all()):
             break
         if len(basis) == limit:
             break
-        exhausted = beta <= 10 * floor
+        exhausted = beta <= noise
         coupling.append(0.0 if exhausted else beta)
         vector = _fresh(operator, basis, generator) if exhausted else (remainder / beta).to(operator.dtype)
-    return _checked(operator, basis, mixing, tol, len(basis))
+    return _checked(operator, basis, mixing, tol, noise)
 
 
-def _checked(operator: SymmetricOperator, basis: list[Tensor], mixing: Tensor, tol: float, products: int) -> Eigenpairs:
+def _checked(operator: SymmetricOperator, basis: list[Tensor], mixing: Tensor, tol: float, noise: float) -> Eigenpairs:
     """Rayleigh quotients and explicit residuals of the vectors that are returned."""
     raw = torch.stack(basis, dim=1) @ mixing.to(basis[0])
     vectors, _ = torch.linalg.qr(raw)  # orthonormal to round-off already; the signs are fixed below
@@ -86,21 +87,20 @@ def _checked(operator: SymmetricOperator, basis: list[Tensor], mixing: Tensor, t
     wide = vectors.double()
     values = (wide * images).sum(0)
     residuals = (images - wide * values).norm(dim=0)
-    floor = torch.finfo(operator.dtype).eps * float(values.abs().max())
-    converged = bool((residuals <= tol * values.abs().clamp(min=floor)).all())
+    converged = bool((residuals <= (tol * values.abs()).clamp(min=noise)).all())
     order = values.argsort(descending=True)
     sign = torch.where(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    return Eigenpairs(values[order], (vectors * sign)[:, order], residuals[order], converged, products + len(values))
+    return Eigenpairs(values[order], (vectors * sign)[:, order], residuals[order], converged, len(basis) + len(values))
 
 
-def _ritz(diagonal: list[float], coupling: list[float], k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenpairs of the tridiagonal matrix: values (k,), vectors (m, k), in float64."""
+def _ritz(diagonal: list[float], coupling: list[float], k: int) -> tuple[Tensor, Tensor, float]:
+    """The k largest eigenpairs of the tridiagonal matrix, values (k,) and vectors (m, k), and its norm; in float64."""
     tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if coupling:
         off = torch.tensor(coupling, dtype=torch.float64)
         tridiagonal += torch.diag(off, 1) + torch.diag(off, -1)
     values, vectors = torch.linalg.eigh(tridiagonal)
-    return values[-k:].flip(0), vectors[:, -k:].flip(1)
+    return values[-k:].flip(0), vectors[:, -k:].flip(1), float(values.abs().max())
 
 
 def _product(operator: SymmetricOperator, vector: Tensor) -> Tensor:

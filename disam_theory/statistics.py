@@ -61,7 +61,8 @@ def over_cases(differences: Mapping[str, np.ndarray], *, margin: float, unit: st
     """Evidence on "``what`` is below zero" from each case's paired differences (S, ...), Bonferroni over the cases.
 
     Overall: supported where every case supports it, refuted where a case refutes it and none supports it, conditional
-    where some support it and others refute it (it holds in the cases named only), else undecided. The intervals hold together at 95 %.
+    where some support it and others refute it (it holds in the cases named only), else undecided. The intervals
+    hold together at 95 %.
     """
     level = 1 - 0.05 / len(differences)
     intervals = {case: paired_interval(d, level=level) for case, d in differences.items()}

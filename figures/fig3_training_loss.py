@@ -43,8 +43,8 @@ def compute(study: Study, names: tuple[str, ...] = ("sam", "disam")) -> list[Row
         for name in names:
             relative = 100 * (curves[name] / curves["sam"] - 1)
             for e, step in enumerate(steps):
-                difference = {f"difference_{k}": v for k, v in summary(relative[:, :, e]).items() if k != "seeds"}
                 place = {"suite": suite, "algorithm": name, "rho": RHO, "lam": LAM, "step": step}
+                difference = summary(relative[:, :, e], "difference_")
                 rows.append({**place, **summary(curves[name][:, :, e]), **difference})
     return rows
 
@@ -58,7 +58,7 @@ def draw(rows: list[Row]) -> Figure:
             mine = [r for r in rows if r["suite"] == suite and r["algorithm"] == name]
             band(axes[0, column], mine, "step", ALGORITHM[name])
             if name != "sam":
-                band(axes[1, column], [_difference(r) for r in mine], "step", ALGORITHM[name])
+                band(axes[1, column], mine, "step", ALGORITHM[name], prefix="difference_")
         axes[0, column].set(title=suite, yscale="log")
         axes[1, column].axhline(0, color="#555555", lw=0.6)
         axes[1, column].set_xlabel("step")
@@ -66,10 +66,6 @@ def draw(rows: list[Row]) -> Figure:
     axes[1, 0].set_ylabel("difference\nfrom SAM (%)")
     axes[0, -1].legend()
     return figure
-
-
-def _difference(row: Row) -> Row:
-    return {"step": row["step"], **{k: row[f"difference_{k}"] for k in ("mean", "low", "high")}}
 
 
 FIG3 = FigureSpec(

@@ -30,7 +30,7 @@ ALGORITHM = {
 PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")  # domains, after the algorithms' colours
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)))
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.spines.top": False,
@@ -76,18 +76,19 @@ def panels(columns: int, *, rows: int = 1, height: float = 2.1, **options: Any) 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def band(axes: Axes, rows: Sequence[Row], x: str, look: Mapping[str, Any], **options: Any) -> None:
-    """A line of ``mean`` over ``x`` with the interval ``low`` to ``high`` shaded."""
+def band(axes: Axes, rows: Sequence[Row], x: str, look: Mapping[str, Any], *, prefix: str = "") -> None:
+    """A line of ``mean`` over ``x`` with the interval ``low`` to ``high`` shaded; ``prefix`` names the columns."""
     at = [row[x] for row in rows]
-    every = max(1, len(rows) // 6)
-    axes.plot(at, [row["mean"] for row in rows], markevery=every, **look, **options)
-    axes.fill_between(at, [r["low"] for r in rows], [r["high"] for r in rows], color=look["color"], alpha=0.15, lw=0)
+    mean, low, high = ([row[prefix + name] for row in rows] for name in ("mean", "low", "high"))
+    axes.plot(at, mean, markevery=max(1, len(rows) // 6), **look)
+    axes.fill_between(at, low, high, color=look["color"], alpha=0.15, lw=0)
 
 
-def summary(values: np.ndarray) -> Row:
+def summary(values: np.ndarray, prefix: str = "") -> Row:
     """Mean over seeds with the 95 % t interval, of values (S, H): held-out domains averaged within each seed."""
     interval = paired_interval(values)
-    return {"mean": interval.estimate, "low": interval.low, "high": interval.high, "seeds": interval.n}
+    named = {"mean": interval.estimate, "low": interval.low, "high": interval.high, "seeds": interval.n}
+    return {prefix + name: value for name, value in named.items()}
 
 
 def save(spec: FigureSpec, rows: list[Row], folder: Path) -> str:
