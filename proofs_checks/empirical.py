@@ -92,11 +92,11 @@ def check_thm1_gamma(study: Study, *, first: str = "disam", second: str = "sam")
     cases = {s: relative_difference(study, s, pair[first], pair[second], turning_rate) for s in suites}
     evidence = over_cases(cases, margin=1.0, unit="%", what=f"{first.upper()} minus {second.upper()}, Gamma")
     runs = [(suite, name, study.records(suite, **pair[name])) for suite in suites for name in (second, first)]
-    angles = [{"suite": suite, "algorithm": name, **_angles(study, records)} for suite, name, records in runs]
-    smoothness = [
-        {"suite": suite, "algorithm": name, **_against_smoothness(study, records)} for suite, name, records in runs
-    ]
-    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, "angles": angles, "smoothness": smoothness})
+    details = {
+        title: [{"suite": suite, "algorithm": name, **measured(study, records)} for suite, name, records in runs]
+        for title, measured in (("angles", _angles), ("against_local_smoothness", _against_smoothness))
+    }
+    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, **details})
 
 
 def _angles(study: Study, records: list[Record]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The statistical claims on fabricated traces whose truth is known, so that each verdict is seen to flip."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from disam_theory.claims import Verdict, run
+from disam_theory.traces import Trace
+from proofs_checks.empirical import FIG3AB, THM1_GAMMA, check_fig3ab, check_fig8, turning_rate
+
+LEVELS = {"erm": 0.7, "disam": 0.9, "sam": 1.0}
+
+
+@dataclass
+class FabricatedStudy:
+    """Answers as a study does; each arm's training loss is its level times a noise that the arms share."""
+
+    levels: dict
+    suites: list = field(default_factory=lambda: ["a", "b"])
+    noise: float = 0.01
+
+    def records(self, suite, *, algorithm, **_):
+        return (suite, algorithm)
+
+    def measure(self, records, statistic):
+        suite, algorithm = records
+        shared = np.random.default_rng(len(suite)).normal(0, 0.3, (6, 3))
+        own = np.random.default_rng(abs(hash((suite, algorithm))) % 2**32).normal(0, self.noise, (6, 3))
+        return np.array(
+            [[statistic(trace(self.levels[algorithm] * np.exp(s + o))) for s, o in zip(*pair, strict=True)]
+             for pair in zip(shared, own, strict=True)]
+        )  # fmt: skip
+
+
+def trace(level, phi=None, lr=None):
+    losses = np.array([[9.0, 9.0], [level, 3 * level], [level, 3 * level]])
+    header = {"domains": ["x", "y"], "sizes": [3, 1]}
+    return Trace(header, {"phi": phi, "lr": lr}, {"losses": losses}, "finished")
+
+
+def test_faster_disam_is_supported_and_the_mutated_statement_refuted():
+    study = FabricatedStudy(LEVELS)
+    assert check_fig3ab(study).verdict is Verdict.SUPPORTED
+    assert check_fig3ab(study, first="sam", second="disam").verdict is Verdict.REFUTED
+
+
+def test_the_effect_size_is_the_true_one():
+    cases = check_fig3ab(FabricatedStudy(LEVELS, noise=1e-6)).data["cases"]
+    assert [case["estimate"] for case in cases] == pytest.approx([-10.0] * 4, abs=1e-3)
+
+
+def test_equal_arms_are_refuted_as_practically_equal_and_noise_is_undecided():
+    equal = dict.fromkeys(LEVELS, 1.0)
+    assert check_fig3ab(FabricatedStudy(equal, noise=1e-4)).verdict is Verdict.REFUTED
+    assert check_fig3ab(FabricatedStudy(equal, noise=0.5)).verdict is Verdict.UNDECIDED
+
+
+def test_order_needs_both_steps():
+    study = FabricatedStudy(LEVELS)
+    assert check_fig8(study).verdict is Verdict.SUPPORTED
+    assert check_fig8(study, order=("sam", "disam", "erm")).verdict is Verdict.REFUTED
+    assert check_fig8(study, order=("erm", "sam", "disam")).verdict is Verdict.REFUTED
+
+
+def test_turning_rate_is_the_least_constant_that_bounds_the_angle():
+    made = trace(1.0, phi=np.array([np.nan, 0.2, 0.3, np.nan, 0.1]), lr=np.array([1.0, 0.5, 0.25, 0.2, 0.1]))
+    # phi_t / eta_{t-1}: 0.2 / 1, 0.3 / 0.5, -, 0.1 / 0.2
+    assert turning_rate(made) == pytest.approx(0.6)
+
+
+def test_a_quick_study_may_be_undecided_but_not_contrary():
+    def claim_with(verdict):
+        evidence = check_fig3ab(FabricatedStudy(LEVELS))
+        return run(
+            type(FIG3AB)(**{**FIG3AB.__dict__, "expected": verdict, "check": lambda study: evidence}), None, quick=True
+        )
+
+    assert claim_with(Verdict.CONDITIONAL).as_expected
+    assert claim_with(Verdict.SUPPORTED).as_expected
+    assert not claim_with(Verdict.REFUTED).as_expected
+    assert THM1_GAMMA.statistical
