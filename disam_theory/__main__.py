@@ -95,6 +95,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         device=device,
         progress=_progress,
     )
+    _progress("")
     record = provenance(
         checkpoint=str(arguments.checkpoint),
         checkpoint_sha256=sha256(arguments.checkpoint),
@@ -137,7 +138,7 @@ def _write(folder: Path, files: dict[str, str]) -> None:
 
 def _progress(name: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r\033[Keigenvalues of {name}", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{name and f'eigenvalues of {name}'}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ $L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$ itself.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from disam_theory.domains import Domain
 from disam_theory.errors import UsageError
@@ -65,7 +65,7 @@ def audit(
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Row]:
-    """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, in evaluation mode.
+    """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, of a copy in evaluation mode.
 
     Raises:
         UsageError: NaN or Inf weights, or outputs that do not fit the labels.
@@ -73,11 +73,11 @@ def audit(
     """
     if lam < 0:
         raise UsageError(f"lambda is {lam}; it must be at least 0, such as 0.1")
-    model = model.to(device, dtype)
+    private = copy.deepcopy(model).to(device, dtype).eval()
     data = [domain.to(device=device, dtype=dtype) for domain in domains]
-    params = parameters_of(model)
-    correct = [_correct(model, domain, chunk) for domain in data]
-    losses = model_losses(model, data, chunk=chunk)
+    params = parameters_of(private)
+    correct = [_correct(private, domain, chunk) for domain in data]
+    losses = model_losses(private, data, chunk=chunk)
     values = losses.checked(params)
     gradients = domain_gradients(losses, params).double()
     alpha = torch.tensor(losses.shares, dtype=values.dtype, device=values.device)
@@ -127,13 +127,10 @@ def audit(
 @torch.no_grad()
 def _correct(model: nn.Module, domain: Domain, chunk: int) -> int:
     """The number of samples classified rightly; also where a model that does not fit the data is found out."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    training = model.training
-    model.eval()
     correct = 0
     try:
         for inputs, labels in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True):
-            outputs = functional_call(model, state, (inputs,))
+            outputs = model(inputs)
             if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
                 raise UsageError(
                     f"the model's outputs have shape {tuple(outputs.shape)}, and domain {domain.name!r} has label "
@@ -146,8 +143,6 @@ def _correct(model: nn.Module, domain: Domain, chunk: int) -> int:
         raise UsageError(
             f"the model cannot take inputs of shape {shape} of domain {domain.name!r}: {reason}"
         ) from error
-    finally:
-        model.train(training)
     return correct
 
 
