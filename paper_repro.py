@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from disam_theory import report
-from disam_theory.claims import Finding, run
+from disam_theory.claims import Claim, Finding, run
 from disam_theory.errors import DisamError, unknown_name
 from disam_theory.models import digits_mlp
 from disam_theory.provenance import provenance
 from disam_theory.study import Block, Study
 from disam_theory.training import Settings
 from figures import FIGURES
-from figures.style import save
+from figures.style import FigureSpec, save
 from proofs_checks import CLAIMS
 
 RHOS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -51,16 +51,15 @@ def main() -> int:
     try:
         claims = _chosen(arguments.only)
         study = Study(arguments.out, blocks(quick=arguments.quick), digits_mlp, progress=_progress)
-        study.run()
-        findings = [_check(claim, study, arguments.quick) for claim in claims]
-        entries = []
-        for spec in FIGURES if not arguments.only else ():
-            _say(f"figure {spec.id}")
-            svg = save(spec, spec.compute(study), arguments.out / "figures")
-            files = tuple(f"figures/{spec.id}.{kind}" for kind in ("pdf", "svg", "png", "csv"))
-            entries.append(report.FigureEntry(spec.id, spec.title, spec.caption, svg, spec.where, files))
         environment = provenance(rng="0..S-1, one a seed", device="cpu", dtype="float32", quick=arguments.quick)
-        report.write_json(arguments.out / "claims.json", environment, findings)
+        if any(claim.statistical for claim in claims):
+            study.run()
+        findings: list[Finding] = []
+        for claim in claims:
+            _say(f"claim {claim.id}")
+            findings.append(run(claim, study, quick=arguments.quick))
+            report.write_json(arguments.out / "claims.json", environment, findings)
+        entries = [_figure(spec, study, arguments.out) for spec in FIGURES if not arguments.only]
         report.write_html(arguments.out / "report.html", environment, findings, entries)
     except DisamError as error:
         print(f"paper_repro: {error}", file=sys.stderr)
@@ -82,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _chosen(names: list[str]) -> list:
+def _chosen(names: list[str]) -> list[Claim]:
     known = {claim.id: claim for claim in CLAIMS}
     for name in names:
         if name not in known:
@@ -90,9 +89,11 @@ def _chosen(names: list[str]) -> list:
     return [known[name] for name in names] if names else list(CLAIMS)
 
 
-def _check(claim, study: Study, quick: bool) -> Finding:
-    _say(f"claim {claim.id}")
-    return run(claim, study, quick=quick)
+def _figure(spec: FigureSpec, study: Study, out: Path) -> report.FigureEntry:
+    _say(f"figure {spec.id}")
+    svg = save(spec, spec.compute(study), out / "figures")
+    files = tuple(f"figures/{spec.id}.{kind}" for kind in ("pdf", "svg", "png", "csv"))
+    return report.FigureEntry(spec.id, spec.title, spec.caption, svg, spec.where, files)
 
 
 _started = time.monotonic()
