@@ -40,9 +40,11 @@ class Domain:
                 f"domain {self.name!r} has {len(self.inputs)} sample(s); at least 2 are needed, "
                 "so remove the domain or add data"
             )
-        if not bool(torch.isfinite(self.inputs).all()):
-            index = int((~torch.isfinite(self.inputs)).flatten(1).any(1).nonzero()[0])
-            raise UsageError(f"domain {self.name!r} holds NaN or Inf (first in sample {index}); clean the data")
+        for values in (self.inputs, self.labels):
+            broken = ~torch.isfinite(values.reshape(len(values), -1)).all(1)
+            if bool(broken.any()):
+                index = int(broken.nonzero()[0])
+                raise UsageError(f"domain {self.name!r} holds NaN or Inf (first in sample {index}); clean the data")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -64,6 +64,7 @@ def hessian(losses: DomainLosses, params: Params, *, weights: Sequence[float] | 
     if len(values) != losses.M:
         raise UsageError(f"{len(values)} weights for {losses.M} domains; give one weight a domain")
     active = [(w, part) for w, parts in zip(values, losses.parts, strict=True) for part in parts if w != 0.0]
+    params = {name: p.detach() for name, p in params.items()}
     first = next(iter(params.values()))
 
     def matvec(vector: Tensor) -> Tensor:
@@ -106,7 +107,9 @@ def weights_at(losses: DomainLosses, params: Params, lam: float) -> Tensor:
     r"""$\beta_i(w)$ of Eq. (8) at ``params``, (M,)."""
     values = losses.checked(params)
     alpha = torch.tensor(losses.shares, dtype=values.dtype, device=values.device)
-    return disam_weights(values, alpha, torch.tensor(lam).to(values), torch.ones_like(values))
+    return disam_weights(
+        values, alpha, torch.tensor(lam, dtype=values.dtype, device=values.device), torch.ones_like(values)
+    )
 
 
 def domain_gradients(losses: DomainLosses, params: Params) -> Tensor:

@@ -52,7 +52,7 @@ def ascent_step(gradient: Params, rho: Tensor) -> Params:
     length = norm(gradient, rho.ndim)
     scale = torch.where(length > 0, rho / torch.where(length > 0, length, torch.ones_like(length)), 0.0)
     return {
-        name: scale.to(g.dtype).reshape(scale.shape + (1,) * (g.ndim - rho.ndim)) * g for name, g in gradient.items()
+        name: (scale.reshape(scale.shape + (1,) * (g.ndim - rho.ndim)) * g).to(g.dtype) for name, g in gradient.items()
     }
 
 
