@@ -33,7 +33,7 @@ SYMBOL = {
 MEANING = {
     Verdict.PROVED: "a symbolic, exact or ball-arithmetic argument, within the scope printed beside it",
     Verdict.SUPPORTED: "the statistic declared beforehand agrees",
-    Verdict.REFUTED: "a certified counterexample, or an interval that excludes what is claimed",
+    Verdict.REFUTED: "a certified counterexample, or an interval without what is claimed, or without a difference that matters",
     Verdict.CONDITIONAL: "holds in some of the declared cases, or under an assumption the claim does not make",
     Verdict.UNDECIDED: "the evidence does not settle it",
     Verdict.SKIPPED: "not run",
@@ -111,7 +111,7 @@ def _verdict_table(findings: Sequence[Finding]) -> str:
     shown = sorted({f.evidence.verdict for f in findings}, key=list(Verdict).index)
     legend = "".join(f"<li>{_badge(verdict)} {MEANING[verdict]}</li>" for verdict in shown)
     return (
-        '<h2 id="verdicts">Verdicts</h2><div class="wide"><table><thead><tr><th>claim</th><th>verdict</th>'
+        '<h2 id="verdicts">Verdicts</h2><div class="wide verdicts"><table><thead><tr><th>claim</th><th>verdict</th>'
         f"<th>where</th><th>statement</th></tr></thead><tbody>{rows}</tbody></table></div>"
         f'<ul class="legend">{legend}</ul>'
     )
@@ -159,9 +159,12 @@ def _tree(value: Any) -> str:
         items = "".join(f"<dt>{_text(str(key).replace('_', ' '))}</dt><dd>{_tree(v)}</dd>" for key, v in value.items())
         return f"<dl>{items}</dl>"
     if isinstance(value, list | tuple) and value and all(isinstance(row, Mapping) for row in value):
-        return _table(value)
+        deep = any(isinstance(cell, Mapping | list) for row in value for cell in row.values())
+        return "".join(_tree(row) for row in value) if deep else _table(value)
     if isinstance(value, list | tuple):
         return ", ".join(_tree(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     return _math(str(value))
@@ -202,12 +205,12 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main { max-width: 60rem; margin: auto; padding: 1rem }
 a { color: light-dark(#0b57a8, #8ab8f0) }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere } h2 { margin-top: 2.5rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto } .verdicts td:first-child { white-space: nowrap }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top }
 article, figure { margin: 1.2rem 0; padding: .2rem 1rem 1rem; border: 1px solid var(--line); border-radius: .5rem }
 blockquote { margin: .6rem 0; padding: .5rem 1rem; background: var(--soft); border-left: .25rem solid var(--line) }
-blockquote, dd, td { overflow-wrap: anywhere } article > p, figcaption { overflow-x: auto }
+blockquote, dd { overflow-wrap: break-word } article > p, figcaption { overflow-x: auto }
 .quiet, figcaption, .legend { color: var(--quiet); font-size: .9rem } .legend { list-style: none; padding: 0 }
 .badge { font-size: .8rem; font-weight: 600; padding: .1rem .5rem; border-radius: .7rem; border: 1px solid;
   white-space: nowrap }
@@ -219,5 +222,6 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1
   margin: .5rem 0 } dt { color: var(--quiet) } dd { margin: 0 }
 details summary { cursor: pointer }
 @media (max-width: 40rem) { dl { grid-template-columns: minmax(0, 1fr) } dd { margin-left: 1rem } }
-@media print { body { font-size: 10pt } article, figure, tr { break-inside: avoid } details { display: block } }
+@media print { body { font-size: 10pt } figure, tr { break-inside: avoid }
+  details::details-content { content-visibility: visible } }
 """

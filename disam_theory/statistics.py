@@ -74,10 +74,12 @@ def over_cases(differences: Mapping[str, np.ndarray], *, margin: float, unit: st
         overall = Verdict.REFUTED
     else:
         overall = Verdict.CONDITIONAL if Verdict.REFUTED in found else Verdict.UNDECIDED
-    words = "; ".join(
-        f"{case} {i.estimate:+.3g} {unit} [{i.low:+.3g}, {i.high:+.3g}] ({verdicts[case].value})"
-        for case, i in intervals.items()
-    )
+    estimates = [interval.estimate for interval in intervals.values()]
+    cases = {verdict: [case for case, v in verdicts.items() if v is verdict] for verdict in Verdict}
+    words = ", ".join(f"{verdict.value} in {len(names)}" for verdict, names in cases.items() if names)
+    if cases[Verdict.SUPPORTED] and overall is not Verdict.SUPPORTED:
+        words += f" (supported: {'; '.join(cases[Verdict.SUPPORTED])})"
+    spread = f"{min(estimates):+.3g} to {max(estimates):+.3g} {unit}"
     data: dict[str, Any] = {
         "estimand": what,
         "unit": unit,
@@ -85,4 +87,4 @@ def over_cases(differences: Mapping[str, np.ndarray], *, margin: float, unit: st
         "multiplicity": f"Bonferroni over {len(differences)} cases, joint level 0.95",
         "cases": [{"case": s, **asdict(i), "verdict": verdicts[s].value} for s, i in intervals.items()],
     }
-    return Evidence(overall, f"{what}: {words}", data)
+    return Evidence(overall, f"{what}: {spread} over {len(intervals)} cases, {words}", data)

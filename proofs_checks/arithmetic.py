@@ -46,7 +46,7 @@ def check_averages(study: object, *, path: Path = TABLES / "table01_resnet50.csv
 
 def _compare(row: dict[str, str]) -> dict[str, Any]:
     values = [v for k, v in row.items() if k not in {"section", "algorithm", "avg_printed"} and not k.endswith("_pm")]
-    mean = sum(Decimal(v) for v in values) / len(values)
+    mean = sum((Decimal(v) for v in values), Decimal(0)) / len(values)
     return {
         "row": f"{row['section']} {row['algorithm']}",
         "mean": f"{mean.normalize():f}",

@@ -146,8 +146,8 @@ def _against_smoothness(study: Study, records: list[Record]) -> dict[str, Any]:
 THM1_GAMMA = Claim(
     id="thm1-gamma",
     where="Theorem 1, Eq. (15)-(17)",
-    statement=r"The angle between consecutive perturbations obeys $\phi_t\le\eta_t\Gamma$ with $\Gamma=L$ in SAM and "
-    r"$\Gamma\le L$ in DISAM: DISAM's perturbation turns more slowly than SAM's.",
+    statement=r"Along training, the least $\Gamma$ with $\phi_t\le\eta_t\Gamma$ ($\phi_t$ the angle between "
+    r"consecutive perturbations) is smaller with DISAM than with SAM; on this the faster rate of Theorem 1 rests.",
     assumptions=(r"full-batch gradients, fixed $\rho=0.05$, $\lambda=0.1$, $\eta_t=\eta_0/\sqrt{t}$",),
     scope=SCOPE.replace("minibatch momentum SGD", "full-batch gradient steps"),
     expected=Verdict.REFUTED,

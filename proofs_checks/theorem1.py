@@ -147,7 +147,11 @@ def check_thm1(
     largest = max(side.largest for sides in pairs for side in sides)
     assumptions = assumptions_on(problem, largest)
     failed = [row["assumption"] for row in assumptions if not row["holds"]]
-    data = {"problem": {k: str(v) for k, v in vars(problem).items()}, "lambda_of_disam": str(lam), "sides": rows}
+    data: dict[str, Any] = {
+        "problem": {k: str(v) for k, v in vars(problem).items()},
+        "lambda_of_disam": str(lam),
+        "sides": rows,
+    }
     harmonic = _row(_certified_sides(problem, steps[-1], thm1_bound_harmonic, lam))
     data |= {
         "with_1_plus_log_T": harmonic,
