@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from disam_theory import report
+from disam_theory.algorithms import Settings
 from disam_theory.claims import Claim, Finding, run
 from disam_theory.errors import DisamError, unknown_name
 from disam_theory.models import digits_mlp
 from disam_theory.provenance import provenance
 from disam_theory.study import Block, Study
-from disam_theory.training import Settings
 from figures import FIGURES
 from figures.style import FigureSpec, save
 from proofs_checks import CLAIMS

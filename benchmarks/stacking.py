@@ -14,9 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from disam_theory.algorithms import Settings
 from disam_theory.domains import load_suite
 from disam_theory.models import digits_mlp
-from disam_theory.training import Run, Settings, train
+from disam_theory.training import Run, train
 
 STEPS, RUNS, REPEATS = 60, 96, 5
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from disam_theory.algorithms import StepRecords, ascent_point
 from disam_theory.errors import UsageError
 from disam_theory.losses import Criterion, Params, cross_entropy
 from disam_theory.provenance import provenance
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
-from disam_theory.training import StepRecords, ascent_point
 
 
 class Recorder:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from disam_theory.algorithms import Settings
 from disam_theory.domains import Split, Suite, load_suite
 from disam_theory.errors import ComputationError
 from disam_theory.files import write_atomically
 from disam_theory.losses import Params
 from disam_theory.provenance import provenance
 from disam_theory.traces import Trace, TraceWriter, finished, read_trace
-from disam_theory.training import Run, Settings, train
+from disam_theory.training import Run, train
 
 STACK = 128  # runs advanced together at most: beyond, the working set leaves the cache and nothing is gained
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from disam_theory.algorithms import Settings
 from disam_theory.domains import load_suite
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
 from disam_theory.study import Block, Study
-from disam_theory.training import Settings
 from figures import FIGURES
 from figures.style import save
 

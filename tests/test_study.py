@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from disam_theory.algorithms import Settings
 from disam_theory.errors import ComputationError
 from disam_theory.models import digits_mlp
 from disam_theory.study import Block, Study
-from disam_theory.training import Settings
 
 ARMS = (Settings("sam", steps=12, batch_size=16), Settings("disam", steps=12, batch_size=16))
 FULL = (Settings("sam", steps=3, sampling="full"),)
