@@ -28,9 +28,12 @@ RHOS = (0.01, 0.05, 0.1, 0.2, 0.5)
 SUITES = ("digits-rotated", "digits-corrupted", "digits-sources")
 
 
-def blocks(*, quick: bool) -> list[Block]:
+FULL = {"seeds": 10, "steps": 300}
+QUICK = {"seeds": 4, "steps": 150}
+
+
+def blocks(*, seeds: int, steps: int) -> list[Block]:
     """The embedded study: minibatch momentum SGD over the radii, and full-batch runs as Theorem 1 has them."""
-    seeds, steps = (4, 150) if quick else (10, 300)
     common = {"lr": 0.1, "momentum": 0.9, "steps": steps, "batch_size": 96}
     arms = [Settings("erm", **common)]
     arms += [Settings("sam", rho=rho, **common) for rho in RHOS]
@@ -50,7 +53,7 @@ def main() -> int:
     torch.set_num_threads(1)  # tiny matrix products: a second thread only costs time
     try:
         claims = _chosen(arguments.only)
-        study = Study(arguments.out, blocks(quick=arguments.quick), digits_mlp, progress=_progress)
+        study = Study(arguments.out, blocks(**(QUICK if arguments.quick else FULL)), digits_mlp, progress=_progress)
         environment = provenance(rng="0..S-1, one a seed", device="cpu", dtype="float32", quick=arguments.quick)
         if any(claim.statistical for claim in claims):
             study.run()

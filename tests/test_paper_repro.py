@@ -1,0 +1,103 @@
+"""The main job: a small study end to end, its exit codes, and what an interruption leaves."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paper_repro
+from disam_theory.claims import Verdict
+from figures import FIGURES
+from proofs_checks import CLAIMS
+
+ROOT = Path(paper_repro.__file__).parent
+FIELDS = {"id", "where", "statement", "assumptions", "scope", "verdict", "expected", "evidence", "seconds"}
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["paper_repro.py", *map(str, arguments)])
+    return paper_repro.main()
+
+
+def test_a_small_study_end_to_end(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(paper_repro, "QUICK", {"seeds": 2, "steps": 15})
+    code = run_main(monkeypatch, "--quick", "--out", tmp_path)
+    printed = capsys.readouterr()
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert [entry["id"] for entry in content["claims"]] == [claim.id for claim in CLAIMS]
+    assert all(set(entry) >= FIELDS for entry in content["claims"])
+    assert {entry["verdict"] for entry in content["claims"]} <= {verdict.value for verdict in Verdict}
+    assert {"disam_theory", "commit", "torch", "command", "rng", "device", "dtype"} <= set(content["environment"])
+    as_expected = all(entry["as_expected"] for entry in content["claims"])
+    assert code == (0 if as_expected else 1)
+    for figure in FIGURES:
+        for kind in ("pdf", "svg", "png", "csv"):
+            assert (tmp_path / "figures" / f"{figure.id}.{kind}").stat().st_size > 100
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'id="{claim.id}"' in page for claim in CLAIMS)
+    assert page.count("data:image/svg+xml") == len(FIGURES)
+    assert all(claim.id in printed.out for claim in CLAIMS)
+    assert printed.err == ""  # progress only on a terminal
+
+
+def test_chosen_claims_only(monkeypatch, capsys, tmp_path):
+    assert run_main(monkeypatch, "--only", "eq8", "thm1", "--out", tmp_path) == 0
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert [entry["id"] for entry in content["claims"]] == ["eq8", "thm1"]
+    assert not (tmp_path / "traces").exists()
+    assert "2 of 2 verdicts are as expected" in capsys.readouterr().out
+
+
+def test_a_changed_verdict_is_exit_code_1(monkeypatch, capsys, tmp_path):
+    changed = tuple(dataclasses.replace(claim, expected=Verdict.REFUTED) for claim in CLAIMS if claim.id == "eq6")
+    monkeypatch.setattr(paper_repro, "CLAIMS", changed)
+    assert run_main(monkeypatch, "--only", "eq6", "--out", tmp_path) == 1
+    assert "expected refuted" in capsys.readouterr().out
+
+
+def test_an_interruption_keeps_the_finished_claims(monkeypatch, capsys, tmp_path):
+    def interrupt(study):
+        raise KeyboardInterrupt
+
+    first = next(claim for claim in CLAIMS if claim.id == "eq3")
+    monkeypatch.setattr(paper_repro, "CLAIMS", (first, dataclasses.replace(first, id="stopped", check=interrupt)))
+    assert run_main(monkeypatch, "--only", "eq3", "stopped", "--out", tmp_path) == 130
+    assert [entry["id"] for entry in json.loads((tmp_path / "claims.json").read_text())["claims"]] == ["eq3"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "thm2"], "unknown claim 'thm2': did you mean 'thm1'?"),
+        (["--only", "fig3a"], "did you mean 'fig3ab'?"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    command = [sys.executable, str(ROOT / "paper_repro.py"), *arguments, "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run_main(monkeypatch, "--only", "eq3", "--out", tmp_path / "file") == 1
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert error.count("\n") == 1
+
+
+def test_the_ledger_is_sound():
+    ids = [claim.id for claim in CLAIMS]
+    assert len(ids) == len(set(ids))
+    for claim in CLAIMS:
+        assert claim.scope
+        assert claim.where
+        if claim.expected is Verdict.REFUTED and not claim.statistical:
+            assert claim.repaired_by in ids
