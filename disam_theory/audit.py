@@ -11,6 +11,7 @@ import copy
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,8 +72,8 @@ def audit(
         UsageError: NaN or Inf weights, or outputs that do not fit the labels.
         ComputationError: a domain's loss or a Hessian product is not finite.
     """
-    if lam < 0:
-        raise UsageError(f"lambda is {lam}; it must be at least 0, such as 0.1")
+    if not (lam >= 0 and math.isfinite(lam)):
+        raise UsageError(f"lambda is {lam}; it must be finite and at least 0, such as 0.1")
     private = copy.deepcopy(model).to(device, dtype).eval()
     data = [domain.to(device=device, dtype=dtype) for domain in domains]
     params = parameters_of(private)
@@ -180,7 +181,7 @@ def as_table(rows: Sequence[Row]) -> str:
             f"{row.loss:.4g}",
             "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
             f"{row.grad_norm:.3g}",
-            "" if row.beta is None else f"{row.beta:.3f}",
+            "" if row.beta is None else f"{row.beta:.3g}",
             *(f"{v:.4g} ± {r:.1g}" for v, r in zip(row.eigenvalues, row.residuals, strict=True)),
             "" if row.converged else "! not converged",
         ]

@@ -33,8 +33,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: refused, as loading it would run code: {_first_line(error)}") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{path}: not a checkpoint that torch.save wrote, or cut short") from error
     state = _state_in(content)
     if not state:
         raise UsageError(f"{path}: holds no state dict; expected tensors by name, or one of {', '.join(CONTAINERS)}")

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,7 +142,11 @@ MISTAKES = [
     (["c.pt", *MODEL[:3], "digits-rotatd"], {}, "did you mean 'digits-rotated'"),
     (["c.pt", *MODEL[:3], "no/such/folder"], {}, "no such folder"),
     (["c.pt", *MODEL, "--lam", "-1"], {}, "lambda is -1"),
+    (["c.pt", *MODEL, "--lam", "nan"], {}, "lambda is nan"),
     (["c.pt", *MODEL, "-k", "0"], {}, "at least 1"),
+    (["junk.pt", *MODEL], None, "junk.pt: not a checkpoint"),
+    (["cut.pt", *MODEL], None, "cut.pt: not a checkpoint"),
+    ([".", *MODEL], None, "cannot be read"),
     (["c.pt", *MODEL, "--device", "cuda:9"], {}, "not available here"),
     (["c.pt", *MODEL], {"0.weight": None}, "missing 0.weight"),
     (["c.pt", *MODEL], {"extra": torch.zeros(2)}, "unexpected extra"),
@@ -160,6 +165,8 @@ def test_a_mistake_gets_one_line_and_exit_code_2(arguments, change, message, tmp
         else:
             state[name] = value
     torch.save(state, "c.pt")
+    Path("junk.pt").write_text("junk")
+    Path("cut.pt").write_bytes(Path("c.pt").read_bytes()[:3000])
     code, out, err = run(*arguments, capsys=capsys)
     assert code == 2
     assert out == ""
