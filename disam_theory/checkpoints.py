@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from disam_theory.errors import UsageError, unknown_name
 
 # where training scripts put the state dict inside a checkpoint, in the order in which they are tried
 CONTAINERS = ("state_dict", "model_state_dict", "model_dict", "model")
+NO_CHECKPOINT = "refused: not a checkpoint of tensors and plain containers that torch.save wrote, or cut short"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -28,15 +31,18 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             containers, or holds no tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols: they load or are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UsageError(f"{path}: refused, as loading it would run code: {_first_line(error)}") from error
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UsageError(f"{path}: refused, as it holds {named[1]}: building that would run code") from error
+        raise UsageError(f"{path}: {NO_CHECKPOINT}") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{path}: not a checkpoint that torch.save wrote, or cut short") from error
+    except Exception as error:  # a garbled file makes the unpickler raise whatever its bytes lead to
+        raise UsageError(f"{path}: {NO_CHECKPOINT}") from error
     state = _state_in(content)
     if not state:
         raise UsageError(f"{path}: holds no state dict; expected tensors by name, or one of {', '.join(CONTAINERS)}")
@@ -52,12 +58,6 @@ def _state_in(content: Any) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             return _state_in(content[key])
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (named or lines or [type(error).__name__])[0]
 
 
 def load_model(spec: str) -> nn.Module:
