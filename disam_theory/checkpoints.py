@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from disam_theory.errors import UsageError, unknown_name
+from disam_theory.losses import mismatch
 
 # where training scripts put the state dict inside a checkpoint, in the order in which they are tried
 CONTAINERS = ("state_dict", "model_state_dict", "model_dict", "model")
@@ -90,27 +91,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Modul
     Raises:
         UsageError: names or shapes differ; the message lists which.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    misshapen = [
-        f"{name} is {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    parts = [
-        f"{kind} {_some(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
-    ]
-    if parts:
-        raise UsageError(
-            f"{source} does not fit the model: {'; '.join(parts)}; give the architecture it was saved from"
-        )
+    if difference := mismatch(model.state_dict(), state):
+        raise UsageError(f"{source} does not fit the model: {difference}; give the architecture it was saved from")
     model.load_state_dict(dict(state))
     return model
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

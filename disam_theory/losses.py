@@ -11,7 +11,7 @@ r"""(model, domains) -> domain losses $L_i(w)$ -> pooled loss, variance over dom
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,24 @@ def parameters_of(model: nn.Module) -> Params:
     return params
 
 
+def mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """How the names and shapes of ``given`` differ from the model's ``own``, in words; None where they agree."""
+    missing = [name for name in own if name not in given]
+    unexpected = [name for name in given if name not in own]
+    misshapen = [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds if names) or None
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
 def model_losses(
     model: nn.Module,
     domains: Sequence[Domain],
@@ -133,9 +151,12 @@ def model_losses(
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 sample")
     private = copy.deepcopy(model).eval()
+    own = dict(private.named_parameters())
 
     def part(inputs: Tensor, labels: Tensor, weight: float) -> Part:
         def mean_loss(params: Params) -> Tensor:
+            if difference := mismatch(own, params):
+                raise UsageError(f"the params do not fit the model: {difference}; take them from parameters_of(model)")
             return weight * criterion(functional_call(private, params, (inputs,)), labels).mean()
 
         return mean_loss

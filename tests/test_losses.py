@@ -192,3 +192,22 @@ def test_an_unknown_domain_suggests_the_nearest(domains):
     assert losses.index("d2") == 2
     with pytest.raises(UsageError, match="unknown domain 'd22': did you mean 'd2'"):
         losses.index("d22")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"0.bias": None}, "missing 0.bias"),
+        ({"extra": torch.zeros(2)}, "unexpected extra"),
+        ({"0.weight": torch.zeros(3, 4)}, r"misshapen 0.weight is \(3, 4\), the model has \(6, 4\)"),
+    ],
+)
+def test_params_that_do_not_fit_are_refused_by_name(domains, change, message):
+    model = mlp()
+    params = {name: value for name, value in {**parameters_of(model), **change}.items() if value is not None}
+    losses = model_losses(model, domains)
+    with pytest.raises(UsageError, match=message):
+        losses(params)
+    operator = hessian(losses, params, weights=losses.shares)
+    with pytest.raises(UsageError, match=message):
+        operator.matvec(torch.zeros(operator.size, dtype=torch.float64))
