@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def main() -> int:
             _say(f"claim {claim.id}")
             findings.append(run(claim, study, quick=arguments.quick))
             report.write_json(arguments.out / "claims.json", environment, findings)
-        entries = [_figure(spec, study, arguments.out) for spec in FIGURES if not arguments.only]
+        entries = [_figure(spec, study, arguments.out, environment) for spec in FIGURES if not arguments.only]
         report.write_html(arguments.out / "report.html", environment, findings, entries)
     except DisamError as error:
         print(f"paper_repro: {error}", file=sys.stderr)
@@ -92,9 +93,9 @@ def _chosen(names: list[str]) -> list[Claim]:
     return [known[name] for name in names] if names else list(CLAIMS)
 
 
-def _figure(spec: FigureSpec, study: Study, out: Path) -> report.FigureEntry:
+def _figure(spec: FigureSpec, study: Study, out: Path, environment: dict[str, Any]) -> report.FigureEntry:
     _say(f"figure {spec.id}")
-    svg = save(spec, spec.compute(study), out / "figures")
+    svg = save(spec, spec.compute(study), out / "figures", environment)
     files = tuple(f"figures/{spec.id}.{kind}" for kind in ("pdf", "svg", "png", "csv"))
     return report.FigureEntry(spec.id, spec.title, spec.caption, svg, spec.where, files)
 

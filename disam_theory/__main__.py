@@ -74,7 +74,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from disam_theory.audit import as_csv, as_json, as_table, audit
     from disam_theory.checkpoints import fill, load_model, load_state_dict
     from disam_theory.domains import load_suite
-    from disam_theory.provenance import provenance, sha256
+    from disam_theory.provenance import one_line, provenance, sha256
 
     if arguments.k < 1 or arguments.chunk < 1 or arguments.image_size < 1 or not arguments.tol > 0:
         raise UsageError("-k, --chunk and --image-size must be at least 1, and --tol above 0")
@@ -107,7 +107,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     )
     texts = {"json": as_json(rows, record) + "\n", "csv": as_csv(rows), "table": as_table(rows) + "\n"}
     if arguments.out:
-        _write(arguments.out, {"audit.json": texts["json"], "audit.csv": texts["csv"]})
+        _write(arguments.out, {"audit.json": texts["json"], "audit.csv": f"# {one_line(record)}\n{texts['csv']}"})
     print(texts[arguments.format], end="")
     short = [row.name for row in rows if not row.converged]
     if short:

@@ -5,6 +5,7 @@ Letters follow the paper: ``M`` domains, domain ``i`` holds ``n_i`` samples, and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,7 @@ def _occlude(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return covered
 
 
+@functools.cache
 def _optdigits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 images (n, 8, 8) in [0, 1]: block counts of 32 x 32 bitmaps (Alpaydin and Kaynak 1998)."""
     try:
@@ -251,6 +253,7 @@ def _optdigits() -> tuple[np.ndarray, np.ndarray]:
     return data.images / 16.0, data.target.astype(np.int64)
 
 
+@functools.cache
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
     """5,000 MNIST images (n, 8, 8) in [0, 1]: padded to 32 x 32 and averaged over 4 x 4 blocks, as Optdigits are."""
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,11 @@ def _fixed() -> dict[str, Any]:
 def provenance(**more: Any) -> dict[str, Any]:
     """The environment and command of this process, with ``more`` (rng, device, dtype, a checkpoint's hash) added."""
     return {**_fixed(), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **more}
+
+
+def one_line(record: Mapping[str, Any]) -> str:
+    """A provenance as one line of JSON, for a picture's metadata or the comment that a CSV starts with."""
+    return json.dumps(record, ensure_ascii=False, separators=(", ", ": "))
 
 
 def sha256(path: Path) -> str:

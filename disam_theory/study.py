@@ -1,8 +1,9 @@
 """Blocks of (suite, arms, seeds) -> traces on disk, every run once -> paired measurements.
 
-A study lives in a folder: ``traces/SUITE/HELD-OUT/ARM/seedN.jsonl`` and, where asked for, the weights at some steps as
-``weights/SUITE/HELD-OUT/ARM/seedN-stepT.pt`` (plain state dicts). A run that is complete there is not repeated, so an
-interrupted study goes on where it stopped; as stacked runs do not depend on their company, the numbers are the same.
+A study lives in a folder: ``traces/SUITE/HELD-OUT/ARM/seedN.jsonl`` and, where asked for, the weights at some steps
+as ``weights/SUITE/HELD-OUT/ARM/seedN-stepT.pt`` (a state dict under ``state_dict``, and the trace's header). A run
+that is complete there is not repeated, so an interrupted study goes on where it stopped; as stacked runs do not
+depend on their company, the numbers are the same.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Record:
 
     def weights(self, step: int) -> Params:
         """The weights at ``step``."""
-        return dict(torch.load(self.weights_path(step), weights_only=True))
+        return dict(torch.load(self.weights_path(step), weights_only=True)["state_dict"])
 
 
 def arm_name(settings: Settings) -> str:
@@ -191,7 +192,7 @@ class Study:
         for record, result in zip(stack, results, strict=True):
             if record.seed < block.snapshot_seeds:
                 for step, params in result.snapshots.items():
-                    _save(record.weights_path(step), params)
+                    _save(record.weights_path(step), params, self._header(record))
 
     def _header(self, record: Record) -> dict[str, object]:
         split = self.split(record)
@@ -211,7 +212,7 @@ class Study:
         }
 
 
-def _save(path: Path, params: Params) -> None:
+def _save(path: Path, params: Params, header: dict[str, object]) -> None:
     buffer = io.BytesIO()
-    torch.save({name: p.cpu() for name, p in params.items()}, buffer)
+    torch.save({"state_dict": {name: p.cpu() for name, p in params.items()}, **header}, buffer)
     write_atomically(path, buffer.getvalue())

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from disam_theory.files import write_atomically
+from disam_theory.provenance import one_line
 from disam_theory.statistics import paired_interval
 from disam_theory.study import Study
 
@@ -91,9 +92,14 @@ def summary(values: np.ndarray, prefix: str = "") -> Row:
     return {prefix + name: value for name, value in named.items()}
 
 
-def save(spec: FigureSpec, rows: list[Row], folder: Path) -> str:
-    """Write ``ID.csv``, ``.pdf``, ``.svg`` and ``.png``; returns the SVG's text. Same rows, same bytes."""
-    text = io.StringIO()
+def save(spec: FigureSpec, rows: list[Row], folder: Path, record: Mapping[str, Any]) -> str:
+    """Write ``ID.csv``, ``.pdf``, ``.svg`` and ``.png``; returns the SVG's text. Same rows and record, same bytes.
+
+    ``record`` is the provenance: the comment line that the CSV starts with, and the pictures' metadata.
+    """
+    made_by = one_line(record)
+    text = io.StringIO(f"# {made_by}\n")
+    text.seek(0, io.SEEK_END)
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -101,7 +107,11 @@ def save(spec: FigureSpec, rows: list[Row], folder: Path) -> str:
     svg = b""
     with styled():
         figure = spec.draw(rows)
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+        undated = {
+            "svg": {"Description": made_by, "Date": None},
+            "pdf": {"Subject": made_by, "CreationDate": None},
+            "png": {"Description": made_by},
+        }
         for kind, metadata in undated.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)

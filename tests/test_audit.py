@@ -89,7 +89,9 @@ def test_full_spectrum_of_a_small_model_equals_the_dense_one():
 def test_formats_and_files_carry_the_same_numbers(checkpoint, tmp_path, capsys):
     code, out, _ = run(checkpoint, *MODEL, "--out", str(tmp_path / "o"), "--format", "csv", capsys=capsys)
     assert code == 0
-    assert (tmp_path / "o/audit.csv").read_text() == out
+    comment, *lines = (tmp_path / "o/audit.csv").read_text().splitlines(keepends=True)
+    assert "".join(lines) == out
+    assert "checkpoint_sha256" in json.loads(comment.removeprefix("# "))
     document = json.loads((tmp_path / "o/audit.json").read_text())
     assert document["schema"] == "disam-audit/1"
     assert len(document["provenance"]["checkpoint_sha256"]) == 64

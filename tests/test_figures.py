@@ -1,6 +1,7 @@
 """Every figure from a small study: its rows are the traces' numbers, its files are whole and repeatable."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from figures import FIGURES
 from figures.style import save
 
 SUITES = ("digits-rotated", "digits-corrupted")
+RECORD = {"commit": "abc", "command": "paper_repro.py"}
 ARMS = [Settings("erm", steps=10), *(Settings("sam", rho=rho, steps=10) for rho in (0.05, 0.5))]
 ARMS += [Settings("disam", rho=0.5, steps=10)]
 
@@ -31,14 +33,15 @@ def study(tmp_path_factory):
 def test_a_figure_has_rows_and_four_whole_files(spec, study, tmp_path):
     rows = spec.compute(study)
     assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
-    svg = save(spec, rows, tmp_path)
+    svg = save(spec, rows, tmp_path, RECORD)
     assert svg.count("<svg") == 1
     assert (tmp_path / f"{spec.id}.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / f"{spec.id}.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / f"{spec.id}.csv").open() as file:
+        assert json.loads(file.readline().removeprefix("# ")) == RECORD
         read = list(csv.DictReader(file))
     assert [float(line["mean"]) for line in read] == [row["mean"] for row in rows]
-    assert save(spec, rows, tmp_path / "again") == svg
+    assert save(spec, rows, tmp_path / "again", RECORD) == svg
 
 
 def rows_of(name, study):
