@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ def main() -> int:
     torch.set_num_threads(1)  # tiny matrix products: a second thread only costs time
     try:
         claims = _chosen(arguments.only)
-        study = Study(arguments.out, blocks(**(QUICK if arguments.quick else FULL)), digits_mlp, progress=_progress)
-        environment = provenance(rng="0..S-1, one a seed", device="cpu", dtype="float32", quick=arguments.quick)
+        size = QUICK if arguments.quick else FULL
+        study = Study(arguments.out, blocks(**size), digits_mlp, progress=_progress)
+        rng = f"seeds 0..{size['seeds'] - 1}"
+        environment = provenance(rng=rng, device="cpu", dtype="float32", quick=arguments.quick)
         if any(claim.statistical for claim in claims):
             study.run()
         findings: list[Finding] = []
@@ -63,18 +66,22 @@ def main() -> int:
             _say(f"claim {claim.id}")
             findings.append(run(claim, study, quick=arguments.quick))
             report.write_json(arguments.out / "claims.json", environment, findings)
-        entries = [_figure(spec, study, arguments.out, environment) for spec in FIGURES if not arguments.only]
+        entries, problems = _figures(() if arguments.only else FIGURES, study, arguments.out, environment)
         report.write_html(arguments.out / "report.html", environment, findings, entries)
     except DisamError as error:
+        _say("")
         print(f"paper_repro: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        _say("")
         print("paper_repro: interrupted; finished runs are kept, and the same command goes on", file=sys.stderr)
         return 130
     _say("")
     print(report.terminal_table(findings, shutil.get_terminal_size().columns))
     print(f"report: {arguments.out / 'report.html'}")
-    return 0 if all(finding.as_expected for finding in findings) else 1
+    for problem in problems:
+        print(f"paper_repro: {problem}", file=sys.stderr)
+    return 0 if all(finding.as_expected for finding in findings) and not problems else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -93,11 +100,21 @@ def _chosen(names: list[str]) -> list[Claim]:
     return [known[name] for name in names] if names else list(CLAIMS)
 
 
-def _figure(spec: FigureSpec, study: Study, out: Path, environment: dict[str, Any]) -> report.FigureEntry:
-    _say(f"figure {spec.id}")
-    svg = save(spec, spec.compute(study), out / "figures", environment)
-    files = tuple(f"figures/{spec.id}.{kind}" for kind in ("pdf", "svg", "png", "csv"))
-    return report.FigureEntry(spec.id, spec.title, spec.caption, svg, spec.where, files)
+def _figures(
+    specs: Iterable[FigureSpec], study: Study, out: Path, environment: dict[str, Any]
+) -> tuple[list[report.FigureEntry], list[str]]:
+    """The figures drawn, and for each that could not be computed a line that says why: the others go on."""
+    entries, problems = [], []
+    for spec in specs:
+        _say(f"figure {spec.id}")
+        try:
+            svg = save(spec, spec.compute(study), out / "figures", environment)
+        except DisamError as error:
+            problems.append(f"figure {spec.id}: {error}")
+            continue
+        files = tuple(f"figures/{spec.id}.{kind}" for kind in ("pdf", "svg", "png", "csv"))
+        entries.append(report.FigureEntry(spec.id, spec.title, spec.caption, svg, spec.where, files))
+    return entries, problems
 
 
 _started = time.monotonic()

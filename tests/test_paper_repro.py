@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import paper_repro
 from disam_theory.claims import Verdict
+from disam_theory.errors import ComputationError
 from figures import FIGURES
+from figures.style import FigureSpec
 from proofs_checks import CLAIMS
 
 ROOT = Path(paper_repro.__file__).parent
@@ -67,6 +70,20 @@ def test_an_interruption_keeps_the_finished_claims(monkeypatch, capsys, tmp_path
     assert run_main(monkeypatch, "--only", "eq3", "stopped", "--out", tmp_path) == 130
     assert [entry["id"] for entry in json.loads((tmp_path / "claims.json").read_text())["claims"]] == ["eq3"]
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_figure_that_cannot_be_computed_is_named_and_the_others_drawn(tmp_path):
+    def fail(study):
+        raise ComputationError("a run diverged")
+
+    def draw(rows):
+        return Figure()
+
+    failing = FigureSpec("broken", "", "", "", fail, draw)
+    whole = FigureSpec("whole", "", "", "", lambda study: [{"x": 1.0}], draw)
+    entries, problems = paper_repro._figures([failing, whole], None, tmp_path, {})
+    assert [entry.id for entry in entries] == ["whole"]
+    assert problems == ["figure broken: a run diverged"]
 
 
 @pytest.mark.parametrize(
