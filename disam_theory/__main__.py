@@ -95,7 +95,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         device=device,
         progress=_progress,
     )
-    _progress("")
+    _progress(0, 0)
     record = provenance(
         checkpoint=str(arguments.checkpoint),
         checkpoint_sha256=sha256(arguments.checkpoint),
@@ -136,9 +136,10 @@ def _write(folder: Path, files: dict[str, str]) -> None:
         write_atomically(folder / name, text)
 
 
-def _progress(name: str) -> None:
+def _progress(products: int, running: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r\033[K{name and f'eigenvalues of {name}'}", end="", file=sys.stderr, flush=True)
+        shown = f"{products} Hessian products, {running} spectra running" if running else ""
+        print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

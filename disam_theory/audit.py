@@ -22,15 +22,8 @@ from torch import nn
 from disam_theory.domains import Domain
 from disam_theory.errors import UsageError
 from disam_theory.losses import model_losses, parameters_of
-from disam_theory.operators import (
-    SymmetricOperator,
-    domain_gradients,
-    domain_hessian,
-    domain_inspired_hessian,
-    hessian,
-    weights_at,
-)
-from disam_theory.spectrum import top_eigenpairs
+from disam_theory.operators import Curvature, domain_gradients, weights_at
+from disam_theory.spectrum import Eigenpairs, domain_spectra
 
 SCHEMA = "disam-audit/1"
 
@@ -48,6 +41,8 @@ class Row:
     grad_norm: float
     eigenvalues: tuple[float, ...]  # (k,), largest first
     residuals: tuple[float, ...]  # (k,)
+    lower: tuple[float, ...]  # (k,) certified interval of each eigenvalue, see Eigenpairs
+    upper: tuple[float, ...]  # (k,)
     converged: bool
     products: int
 
@@ -64,7 +59,7 @@ def audit(
     rng: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, int], None] = lambda products, running: None,
 ) -> list[Row]:
     """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, of a copy in evaluation mode.
 
@@ -79,50 +74,57 @@ def audit(
     params = parameters_of(private)
     correct = [_correct(private, domain, chunk) for domain in data]
     losses = model_losses(private, data, chunk=chunk)
-    values = losses.checked(params)
+    values = losses.checked(params).double()
     gradients = domain_gradients(losses, params).double()
-    alpha = torch.tensor(losses.shares, dtype=values.dtype, device=values.device)
-    beta = weights_at(losses, params, lam)
+    alpha = torch.tensor(losses.shares, dtype=torch.float64, device=values.device)
+    beta = weights_at(losses, params, lam).double()
+    curvature = Curvature(losses, params)
+    spectra = domain_spectra(
+        curvature, min(k, curvature.size), lam=lam, tol=tol, max_products=max_products, rng=rng, progress=progress
+    )
     total = sum(losses.sizes)
-
-    def row(name: str, n: int, weights: torch.Tensor, operator: SymmetricOperator, **more: Any) -> Row:
-        progress(name)
-        pairs = top_eigenpairs(operator, min(k, operator.size), tol=tol, max_products=max_products, rng=rng)
-        fields = {
-            "share": n / total,
-            "beta": None,
-            "loss": float(weights.double() @ values.double()),
-            "accuracy": None,
-            "grad_norm": float((weights.double() @ gradients).norm()),
-        }
-        return Row(
-            name=name,
-            n=n,
-            **{**fields, **more},
-            eigenvalues=tuple(pairs.values.tolist()),
-            residuals=tuple(pairs.residuals.tolist()),
-            converged=pairs.converged,
-            products=pairs.products,
-        )
-
-    unit = torch.eye(losses.M, dtype=values.dtype, device=values.device)
-    rows = [
-        row(
-            domain.name,
-            len(domain),
-            unit[i],
-            domain_hessian(losses, params, domain.name),
-            beta=float(beta[i]),
-            accuracy=correct[i] / len(domain),
-        )
-        for i, domain in enumerate(data)
+    inspired = float(alpha @ values - lam * values.var(correction=0))
+    weights = {**dict(zip(losses.names, torch.eye(losses.M).to(alpha), strict=True)), "pooled": alpha}
+    weights |= {"beta-weighted": beta, "L_DI": beta}
+    known: dict[str, dict[str, Any]] = {
+        d.name: {"n": len(d), "beta": float(beta[i]), "accuracy": correct[i] / len(d)} for i, d in enumerate(data)
+    }
+    known |= {"pooled": {"accuracy": sum(correct) / total}, "L_DI": {"loss": inspired}}
+    return [
+        _row(name, total, weights[name], values, gradients, pairs, known.get(name, {}))
+        for name, pairs in spectra.items()
     ]
-    rows.append(row("pooled", total, alpha, hessian(losses, params, weights=alpha), accuracy=sum(correct) / total))
-    rows.append(row("beta-weighted", total, beta, hessian(losses, params, weights=beta)))
-    inspired = float(alpha.double() @ values.double() - lam * values.double().var(correction=0))
-    operator = domain_inspired_hessian(losses, params, lam)
-    rows.append(row("L_DI", total, beta, operator, loss=inspired))
-    return rows
+
+
+def _row(
+    name: str,
+    total: int,
+    weights: torch.Tensor,
+    values: torch.Tensor,
+    gradients: torch.Tensor,
+    pairs: Eigenpairs,
+    known: dict[str, Any],
+) -> Row:
+    """The row of one loss, a weighting of the domains, from the domains' losses and gradients; ``known`` overrides."""
+    fields = {
+        "n": total,
+        "beta": None,
+        "loss": float(weights @ values),
+        "accuracy": None,
+        "grad_norm": float((weights @ gradients).norm()),
+        **known,
+    }
+    return Row(
+        name=name,
+        share=fields["n"] / total,
+        **fields,
+        eigenvalues=tuple(pairs.values.tolist()),
+        residuals=tuple(pairs.residuals.tolist()),
+        lower=tuple(pairs.lower.tolist()),
+        upper=tuple(pairs.upper.tolist()),
+        converged=pairs.converged,
+        products=pairs.products,
+    )
 
 
 @torch.no_grad()
@@ -164,9 +166,10 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def _flat(row: Row) -> dict[str, Any]:
     fields = asdict(row)
-    values, residuals = fields.pop("eigenvalues"), fields.pop("residuals")
-    for j, (value, residual) in enumerate(zip(values, residuals, strict=True), 1):
-        fields |= {f"lambda_{j}": value, f"residual_{j}": residual}
+    columns = {"lambda": "eigenvalues", "residual": "residuals", "lower": "lower", "upper": "upper"}
+    lists = {short: fields.pop(name) for short, name in columns.items()}
+    for j in range(len(row.eigenvalues)):
+        fields |= {f"{short}_{j + 1}": values[j] for short, values in lists.items()}
     return fields
 
 

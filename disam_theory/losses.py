@@ -11,8 +11,9 @@ r"""(model, domains) -> domain losses $L_i(w)$ -> pooled loss, variance over dom
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,36 @@ def parameters_of(model: nn.Module) -> Params:
     return params
 
 
+@dataclass(frozen=True, eq=False)
+class ModelPart:
+    """One micro-batch's share of a domain's loss as a function of the parameters; outputs and samples apart."""
+
+    model: nn.Module  # in evaluation mode
+    inputs: Tensor  # (n, ...)
+    labels: Tensor  # (n,)
+    criterion: Criterion
+    weight: float  # the micro-batch's share of the domain
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)  # parameters held at these values
+
+    def outputs(self, params: Params) -> Tensor:
+        """The model's outputs (n, ...)."""
+        params = {**self.frozen, **params}
+        if difference := mismatch(dict(self.model.named_parameters()), params):
+            raise UsageError(f"the params do not fit the model: {difference}; take them from parameters_of(model)")
+        return functional_call(self.model, params, (self.inputs,))
+
+    def of_outputs(self, outputs: Tensor) -> Tensor:
+        """The part's loss as a function of the outputs, ()."""
+        return self.weight * self.criterion(outputs, self.labels).mean()
+
+    def samples(self, params: Params) -> Tensor:
+        """The loss of each sample (n,)."""
+        return self.criterion(self.outputs(params), self.labels)
+
+    def __call__(self, params: Params) -> Tensor:
+        return self.of_outputs(self.outputs(params))
+
+
 def mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """How the names and shapes of ``given`` differ from the model's ``own``, in words; None where they agree."""
     missing = [name for name in own if name not in given]
@@ -151,24 +182,33 @@ def model_losses(
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 sample")
     private = copy.deepcopy(model).eval()
-    own = dict(private.named_parameters())
-
-    def part(inputs: Tensor, labels: Tensor, weight: float) -> Part:
-        def mean_loss(params: Params) -> Tensor:
-            if difference := mismatch(own, params):
-                raise UsageError(f"the params do not fit the model: {difference}; take them from parameters_of(model)")
-            return weight * criterion(functional_call(private, params, (inputs,)), labels).mean()
-
-        return mean_loss
-
     parts = tuple(
         tuple(
-            part(x, y, len(y) / len(domain))
+            ModelPart(private, x, y, criterion, len(y) / len(domain))
             for x, y in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True)
         )
         for domain in domains
     )
     return DomainLosses(tuple(d.name for d in domains), tuple(len(d) for d in domains), parts)
+
+
+def restrict(losses: DomainLosses, params: Params, *patterns: str) -> tuple[DomainLosses, Params]:
+    """The losses as functions of the parameters whose names match (``"head.*"``, ``"layer1.*"``), and those.
+
+    The others stay at ``params``: the Hessian of the result is a diagonal block of the whole one.
+    """
+    chosen = {name: p for name, p in params.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
+    if not chosen:
+        raise unknown_name("parameter", ", ".join(patterns), params)
+    frozen = {name: p.detach() for name, p in params.items() if name not in chosen}
+
+    def of_chosen(part: Part) -> Part:
+        if isinstance(part, ModelPart):
+            return replace(part, frozen={**part.frozen, **frozen})
+        return lambda some: part({**frozen, **some})
+
+    parts = tuple(tuple(of_chosen(part) for part in parts) for parts in losses.parts)
+    return replace(losses, parts=parts), chosen
 
 
 def quadratic_losses(

@@ -1,27 +1,32 @@
 r"""(domain losses, params) -> Hessians as linear operators: one domain, any weighting of them, $L_{DI}$.
 
-Vectors are flat: the parameters in the dict's order, each flattened, in one vector of ``n`` numbers. A product is
-``jvp(grad)``, forward over reverse. Nothing here uses ``jacrev``: in torch 2.13 a ``jvp`` through ``jacrev``, and so
-``torch.func.hessian``, is silently wrong through LayerNorm.
+Vectors are flat: the parameters in the dict's order, each flattened, in one vector of ``n`` numbers. Nothing here uses
+``jacrev``: in torch 2.13 a ``jvp`` through ``jacrev``, and so ``torch.func.hessian``, is silently wrong through
+LayerNorm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vjp
 
-from disam_theory.errors import UsageError
-from disam_theory.losses import DomainLosses, Params
+from disam_theory.errors import UsageError, unknown_name
+from disam_theory.losses import DomainLosses, ModelPart, Params, Part
 from disam_theory.perturbations import disam_weights
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg
+
+KINDS = ("hessian", "ggn", "fisher")
+MODES = ("kept", "forward")
+Product = Callable[[Tensor], Tensor]  # (n,) -> (n,)
 
 
 @dataclass(frozen=True)
@@ -54,36 +59,161 @@ class SymmetricOperator:
         return LinearOperator((self.size, self.size), matvec=product, rmatvec=product, dtype=numpy_dtype)
 
 
-def hessian(losses: DomainLosses, params: Params, *, weights: Sequence[float] | Tensor) -> SymmetricOperator:
-    r"""$\sum_iw_i\nabla^2L_i(w)$ for ``weights`` (M,): $\alpha$ gives the pooled Hessian, $\beta$ the weighted one.
+class Curvature:
+    r"""Products of the domains' curvature matrices at ``params`` with many vectors, in one pass over the data.
 
-    Each $L_i$ is the sum of its micro-batches' shares, so the chunk size does not change the product. Domains of weight
-    zero are not evaluated.
+    ``kind`` is the matrix $A_i$ of domain i: ``hessian`` $\nabla^2L_i$; ``ggn`` the generalised Gauss-Newton
+    $\frac1{n_i}\sum_jJ_j^\top\nabla^2\ell(z_j)J_j$ with $J_j$ the Jacobian of the outputs $z_j$ (Schraudolph 2002);
+    ``fisher`` the empirical Fisher $\frac1{n_i}\sum_jg_jg_j^\top$ of the samples' gradients (Kunstner et al. 2019).
+    Each $A_i$ is the sum of its micro-batches' shares, so the chunk size does not change a product.
+
+    ``mode`` is how Hessian products are made: ``kept`` differentiates the gradient's graph backward again, and keeps
+    the graphs of as many micro-batches as fit into ``memory`` bytes (a quarter of what is free, unless given): about
+    2 gradients a product where kept, 3 where not. ``forward`` is ``jvp(grad)``, forward over reverse: no graph is kept,
+    the least memory, 3 to 4 gradients a product. The modes agree to round-off.
     """
-    values = [float(w) for w in weights]
-    if len(values) != losses.M:
-        raise UsageError(f"{len(values)} weights for {losses.M} domains; give one weight a domain")
-    active = [(w, part) for w, parts in zip(values, losses.parts, strict=True) for part in parts if w != 0.0]
-    params = {name: p.detach() for name, p in params.items()}
-    first = next(iter(params.values()))
 
-    def matvec(vector: Tensor) -> Tensor:
-        tangent = unflatten(vector, params)
-        total = torch.zeros_like(vector)
+    def __init__(
+        self,
+        losses: DomainLosses,
+        params: Params,
+        *,
+        kind: str = "hessian",
+        mode: str = "kept",
+        memory: int | None = None,
+    ) -> None:
+        for what, name, known in (("kind", kind, KINDS), ("mode", mode, MODES)):
+            if name not in known:
+                raise unknown_name(f"{what} of curvature", name, known)
+        self.losses = losses
+        self.params = {name: p.detach() for name, p in params.items()}
+        first = next(iter(self.params.values()))
+        self.size, self.dtype, self.device = _size(self.params), first.dtype, first.device
+        self._kind, self._mode = kind, mode
+        self._memory = _free_bytes(self.device) // 4 if memory is None else memory
+        self._leaves = {name: p.clone().requires_grad_(True) for name, p in self.params.items()}
+        self._kept: dict[Part, Product] = {}
+
+    def products(self, vectors: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+        r"""$\sum_iw_{ti}A_iv_t$ for T ``vectors`` (n,) and ``weights`` (T, M).
+
+        A domain of weight zero is not evaluated; a micro-batch's graph serves all the vectors.
+        """
+        rows = weights.tolist()
+        totals = [torch.zeros_like(vector) for vector in vectors]
+        for i, parts in enumerate(self.losses.parts):
+            active = [t for t, row in enumerate(rows) if row[i] != 0.0]
+            for part in parts if active else ():
+                product = self._kept.get(part) or self._bind(part)
+                for t in active:
+                    totals[t] += rows[t][i] * product(vectors[t])
+        return totals
+
+    def operator(self, weights: Sequence[float] | Tensor) -> SymmetricOperator:
+        r"""$\sum_iw_iA_i$ for ``weights`` (M,)."""
+        row = torch.as_tensor(weights, dtype=torch.float64).reshape(1, -1)
+        if row.shape[1] != self.losses.M:
+            raise UsageError(f"{row.shape[1]} weights for {self.losses.M} domains; give one weight a domain")
+        return SymmetricOperator(self.size, self.dtype, self.device, lambda v: self.products([v], row)[0])
+
+    def _bind(self, part: Part) -> Product:
+        """The product with one micro-batch's matrix; kept for the next pass if its graph fits."""
+        if self._kind != "hessian":
+            return _gauss_newton(part, self.params) if self._kind == "ggn" else _fisher(part, self.params)
+        if self._mode == "forward":
+            return _forward_over_reverse(part, self.params)
+        product, taken = _double_backward(part, self._leaves)
+        if taken <= self._memory:
+            self._memory -= taken
+            self._kept[part] = product
+        return product
+
+
+def _forward_over_reverse(part: Part, params: Params) -> Product:
+    def product(vector: Tensor) -> Tensor:
         with _twice_differentiable():
-            for weight, part in active:
-                product: Params = jvp(grad(part), (params,), (tangent,))[1]
-                total += weight * flatten(product)
-        return total
+            image: Params = jvp(grad(part), (params,), (unflatten(vector, params),))[1]
+        return flatten(image)
 
-    return SymmetricOperator(_size(params), first.dtype, first.device, matvec)
+    return product
+
+
+def _double_backward(part: Part, leaves: Params) -> tuple[Product, int]:
+    """The product through a graph of the gradient that is built once, and the bytes that the graph holds."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = list(leaves.values())
+    with torch.enable_grad(), _twice_differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        value = part(leaves)
+        first = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+    curved = [j for j, g in enumerate(first) if g.requires_grad]  # elsewhere the loss is linear
+
+    def product(vector: Tensor) -> Tensor:
+        if not curved:
+            return torch.zeros_like(vector)
+        pieces = list(unflatten(vector, leaves).values())
+        images = torch.autograd.grad(
+            [first[j] for j in curved],
+            inputs,
+            [pieces[j] for j in curved],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return torch.cat([image.reshape(-1) for image in images])
+
+    return product, sum(storages.values())
+
+
+def _gauss_newton(part: Part, params: Params) -> Product:
+    model_part = _with_outputs(part, "ggn")
+
+    def product(vector: Tensor) -> Tensor:
+        with _twice_differentiable():
+            outputs, moved = jvp(model_part.outputs, (params,), (unflatten(vector, params),))[:2]
+            bent = jvp(grad(model_part.of_outputs), (outputs,), (moved,))[1]
+            image: Params = vjp(model_part.outputs, params)[1](bent)[0]
+        return flatten(image)
+
+    return product
+
+
+def _fisher(part: Part, params: Params) -> Product:
+    model_part = _with_outputs(part, "fisher")
+
+    def product(vector: Tensor) -> Tensor:
+        with _twice_differentiable():
+            along = jvp(model_part.samples, (params,), (unflatten(vector, params),))[1]
+            image: Params = vjp(model_part.samples, params)[1](along * (model_part.weight / len(along)))[0]
+        return flatten(image)
+
+    return product
+
+
+def _with_outputs(part: Part, kind: str) -> ModelPart:
+    if not isinstance(part, ModelPart):
+        raise UsageError(f"{kind} needs a model's outputs; this loss is a bare function: make it by model_losses")
+    return part
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def hessian(losses: DomainLosses, params: Params, *, weights: Sequence[float] | Tensor) -> SymmetricOperator:
+    r"""$\sum_iw_i\nabla^2L_i(w)$ for ``weights`` (M,): $\alpha$ gives the pooled Hessian, $\beta$ the weighted one."""
+    return Curvature(losses, params).operator(weights)
 
 
 def domain_hessian(losses: DomainLosses, params: Params, name: str) -> SymmetricOperator:
     r"""$\nabla^2L_i(w)$ of the domain called ``name``."""
-    weights = [0.0] * losses.M
-    weights[losses.index(name)] = 1.0
-    return hessian(losses, params, weights=weights)
+    return hessian(losses, params, weights=torch.eye(losses.M)[losses.index(name)])
 
 
 def domain_inspired_hessian(losses: DomainLosses, params: Params, lam: float) -> SymmetricOperator:
@@ -92,15 +222,17 @@ def domain_inspired_hessian(losses: DomainLosses, params: Params, lam: float) ->
     $\mathrm{Cov}_M=\frac1M\sum_i(\nabla L_i-\overline{\nabla L})(\nabla L_i-\overline{\nabla L})^\top$, unweighted
     as the variance is: differentiate $\mathrm{Var}\{L_i\}=\frac1M\sum_i(L_i-\bar L)^2$ twice.
     """
-    beta = weights_at(losses, params, lam)
-    weighted = hessian(losses, params, weights=beta)
-    gradients = domain_gradients(losses, params)
+    weighted = hessian(losses, params, weights=weights_at(losses, params, lam))
+    correction = covariance_term(domain_gradients(losses, params), lam)
+    return SymmetricOperator(
+        weighted.size, weighted.dtype, weighted.device, lambda v: weighted.matvec(v) + correction(v)
+    )
+
+
+def covariance_term(gradients: Tensor, lam: float) -> Product:
+    r"""$v\mapsto-2\lambda\,\mathrm{Cov}_M(\nabla L_i)\,v$ from the domains' gradients (M, n)."""
     centred = gradients - gradients.mean(0)
-
-    def matvec(vector: Tensor) -> Tensor:
-        return weighted.matvec(vector) - (2.0 * lam / losses.M) * centred.T @ (centred @ vector)
-
-    return SymmetricOperator(weighted.size, weighted.dtype, weighted.device, matvec)
+    return lambda vector: (-2.0 * lam / len(centred)) * (centred.T @ (centred @ vector))
 
 
 def weights_at(losses: DomainLosses, params: Params, lam: float) -> Tensor:

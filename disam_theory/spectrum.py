@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from disam_theory.errors import ComputationError, UsageError
-from disam_theory.operators import SymmetricOperator
+from disam_theory.operators import Curvature, SymmetricOperator, covariance_term, domain_gradients, weights_at
 
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
 PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least and at most
@@ -82,6 +82,51 @@ def bottom_eigenpairs(operator: SymmetricOperator, k: int = 1, **options: object
     return Eigenpairs(-top.values, top.vectors, top.residuals, -top.upper, -top.lower, top.converged, top.products)
 
 
+def domain_spectra(
+    curvature: Curvature,
+    k: int = 1,
+    *,
+    lam: float | None = None,
+    tol: float = 1e-4,
+    max_products: int = 300,
+    rng: int = 0,
+    start: Mapping[str, Eigenpairs] | None = None,
+    progress: Callable[[int, int], None] = lambda products, running: None,
+) -> dict[str, Eigenpairs]:
+    r"""The top ``k`` eigenpairs of each domain's matrix and of ``pooled`` $\sum_i\alpha_iA_i$, all in lockstep.
+
+    With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
+    :func:`~disam_theory.operators.domain_inspired_hessian`. Every round is one pass over the data for all spectra that
+    have not converged. ``start``: the spectra of a nearby checkpoint, whose vectors are started from. ``progress`` is
+    called after each round with the products spent and the number of spectra still running.
+    """
+    losses = curvature.losses
+    weights = dict(zip(losses.names, torch.eye(losses.M, dtype=torch.float64), strict=True))
+    weights["pooled"] = torch.tensor(losses.shares, dtype=torch.float64)
+    if lam is not None:
+        weights["beta-weighted"] = weights["L_DI"] = weights_at(losses, curvature.params, lam).double().cpu()
+        correction = covariance_term(domain_gradients(losses, curvature.params), lam)
+    spent = 0
+
+    def products(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal spent
+        rows = torch.stack([weights[name] for name in wanted])
+        images = dict(zip(wanted, curvature.products(list(wanted.values()), rows), strict=True))
+        if "L_DI" in wanted and lam is not None:
+            images["L_DI"] += correction(wanted["L_DI"])
+        spent += len(wanted)
+        progress(spent, len(wanted))
+        return images
+
+    given = start or {}
+
+    def process(name: str) -> Process:
+        vectors = given[name].vectors if name in given else None
+        return eigen_process(curvature, k, tol=tol, max_products=max_products, rng=rng, start=vectors)
+
+    return run_together({name: process(name) for name in weights}, products)
+
+
 def run_together(
     processes: Mapping[str, Process], products: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Eigenpairs]:
@@ -106,7 +151,7 @@ def run_together(
 
 
 def eigen_process(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Curvature,
     k: int,
     *,
     tol: float = 1e-4,
@@ -170,7 +215,7 @@ class _Subspace:
     ``coupling`` $C$ (o, m) are float64 on the CPU; their diagonal comes from dot products accumulated in float64.
     """
 
-    def __init__(self, operator: SymmetricOperator, rng: int, start: Tensor | None) -> None:
+    def __init__(self, operator: SymmetricOperator | Curvature, rng: int, start: Tensor | None) -> None:
         self.n, self._like = operator.size, (operator.device, operator.dtype)
         self._generator = torch.Generator().manual_seed(rng)
         self.basis = torch.empty(0, self.n, dtype=operator.dtype, device=operator.device)
