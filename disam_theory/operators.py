@@ -131,7 +131,7 @@ class Curvature:
 
 def _forward_over_reverse(part: Part, params: Params) -> Product:
     def product(vector: Tensor) -> Tensor:
-        with _twice_differentiable():
+        with twice_differentiable():
             image: Params = jvp(grad(part), (params,), (unflatten(vector, params),))[1]
         return flatten(image)
 
@@ -148,7 +148,7 @@ def _double_backward(part: Part, leaves: Params) -> tuple[Product, int]:
         return tensor
 
     inputs = list(leaves.values())
-    with torch.enable_grad(), _twice_differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.enable_grad(), twice_differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         value = part(leaves)
         first = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
     curved = [j for j, g in enumerate(first) if g.requires_grad]  # elsewhere the loss is linear
@@ -173,7 +173,7 @@ def _gauss_newton(part: Part, params: Params) -> Product:
     model_part = _with_outputs(part, "ggn")
 
     def product(vector: Tensor) -> Tensor:
-        with _twice_differentiable():
+        with twice_differentiable():
             outputs, moved = jvp(model_part.outputs, (params,), (unflatten(vector, params),))[:2]
             bent = jvp(grad(model_part.of_outputs), (outputs,), (moved,))[1]
             image: Params = vjp(model_part.outputs, params)[1](bent)[0]
@@ -186,7 +186,7 @@ def _fisher(part: Part, params: Params) -> Product:
     model_part = _with_outputs(part, "fisher")
 
     def product(vector: Tensor) -> Tensor:
-        with _twice_differentiable():
+        with twice_differentiable():
             along = jvp(model_part.samples, (params,), (unflatten(vector, params),))[1]
             image: Params = vjp(model_part.samples, params)[1](along * (model_part.weight / len(along)))[0]
         return flatten(image)
@@ -270,7 +270,7 @@ def _size(params: Params) -> int:
 
 
 @contextlib.contextmanager
-def _twice_differentiable() -> Iterator[None]:
+def twice_differentiable() -> Iterator[None]:
     """Fused attention has no second derivative: use the plain formula meanwhile, and restore what was set before."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at 
 SMALL = 64  # in a space so small the search goes on to the end
 BASIS_BYTES = 2**30  # the basis is restarted before it takes more memory than this
 
-Process = Generator[Tensor, Tensor, "Eigenpairs"]
+Found = TypeVar("Found")
+Process = Generator[Tensor, Tensor, Found]  # yields a vector (n,), is sent its image, returns what it found
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Eigenpairs:
     lower: Tensor  # (k,) float64
     upper: Tensor  # (k,) float64
     converged: bool  # every residual is at most tol * |theta|, or at the round-off of the products
+    at_round_off: bool  # converged, and ``tol`` is below what the products' round-off allows
     products: int  # matrix-vector products spent
 
     def __repr__(self) -> str:
         pairs = ", ".join(f"{v:.6g} ± {r:.1g}" for v, r in zip(self.values, self.residuals, strict=True))
-        state = "converged" if self.converged else "NOT converged"
+        state = ("converged to round-off" if self.at_round_off else "converged") if self.converged else "NOT converged"
         return f"Eigenpairs({pairs}; {state} after {self.products} products)"
 
 
@@ -79,7 +82,7 @@ def bottom_eigenpairs(operator: SymmetricOperator, k: int = 1, **options: object
     """The ``k`` smallest algebraic eigenvalues, smallest first; options as for :func:`top_eigenpairs`."""
     negated = SymmetricOperator(operator.size, operator.dtype, operator.device, lambda v: -operator.matvec(v))
     top = top_eigenpairs(negated, k, **options)  # type: ignore[arg-type]
-    return Eigenpairs(-top.values, top.vectors, top.residuals, -top.upper, -top.lower, top.converged, top.products)
+    return replace(top, values=-top.values, lower=-top.upper, upper=-top.lower)
 
 
 def domain_spectra(
@@ -120,7 +123,7 @@ def domain_spectra(
 
     given = start or {}
 
-    def process(name: str) -> Process:
+    def process(name: str) -> Process[Eigenpairs]:
         vectors = given[name].vectors if name in given else None
         return eigen_process(curvature, k, tol=tol, max_products=max_products, rng=rng, start=vectors)
 
@@ -128,11 +131,11 @@ def domain_spectra(
 
 
 def run_together(
-    processes: Mapping[str, Process], products: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-) -> dict[str, Eigenpairs]:
+    processes: Mapping[str, Process[Found]], products: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Found]:
     """Advance the processes in lockstep: each round asks ``products`` for one image for each that is still running."""
     wanted = {name: next(process) for name, process in processes.items()}
-    found: dict[str, Eigenpairs] = {}
+    found: dict[str, Found] = {}
     while wanted:
         images = products(wanted)
         following = {}
@@ -158,7 +161,7 @@ def eigen_process(
     max_products: int = 300,
     rng: int = 0,
     start: Tensor | None = None,
-) -> Process:
+) -> Process[Eigenpairs]:
     """The process behind :func:`top_eigenpairs`; of ``operator`` it uses size, dtype and device."""
     n = operator.size
     if not 1 <= k <= n:
@@ -167,10 +170,10 @@ def eigen_process(
         raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {2 * k}")
     if start is not None and (start.ndim != 2 or len(start) != n):
         raise UsageError(f"start has shape {tuple(start.shape)}; give vectors as columns, ({n}, j)")
-    return _search(_Subspace(operator, rng, start), k, tol, max_products)
+    return _search(Subspace(operator, torch.Generator().manual_seed(rng), start), k, tol, max_products)
 
 
-def _search(space: _Subspace, k: int, tol: float, max_products: int) -> Process:
+def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[Eigenpairs]:
     """Expand the subspace until k pairs are settled and a probe finds no other that belongs to them."""
     given = len(space.pending)
     capacity = max(BASIS_BYTES // (space.n * space.pending.element_size()), 3 * k + 10)
@@ -208,16 +211,18 @@ def _search(space: _Subspace, k: int, tol: float, max_products: int) -> Process:
     return _checked(vectors, torch.stack(images, dim=1), tol, space.noise, spent + k)
 
 
-class _Subspace:
+class Subspace:
     r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$.
 
     Orthogonality is kept by two passes of Gram-Schmidt (Kahan, in Parlett 1980). ``projected`` $T$ (m, m) and
     ``coupling`` $C$ (o, m) are float64 on the CPU; their diagonal comes from dot products accumulated in float64.
     """
 
-    def __init__(self, operator: SymmetricOperator | Curvature, rng: int, start: Tensor | None) -> None:
+    def __init__(
+        self, operator: SymmetricOperator | Curvature, generator: torch.Generator, start: Tensor | None = None
+    ) -> None:
         self.n, self._like = operator.size, (operator.device, operator.dtype)
-        self._generator = torch.Generator().manual_seed(rng)
+        self._generator = generator
         self.basis = torch.empty(0, self.n, dtype=operator.dtype, device=operator.device)
         rows = self._random(1) if start is None else start.T.to(*self._like)
         self.pending = torch.linalg.qr(rows.T).Q.T.contiguous()
@@ -324,7 +329,8 @@ def _checked(vectors: Tensor, images: Tensor, tol: float, noise: float, spent: i
     values, rotation = values.flip(0), rotation.flip(1)
     wide, images = wide @ rotation, images @ rotation
     residuals = (images - wide * values).norm(dim=0)
-    converged = bool((residuals <= (tol * values.abs()).clamp(min=noise)).all())
+    reached = residuals <= tol * values.abs()
+    converged = bool((reached | (residuals <= noise)).all())
     sign = torch.where(wide.gather(0, wide.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     upper = _upper_bounds(values.tolist(), residuals.tolist(), noise)
     return Eigenpairs(
@@ -334,6 +340,7 @@ def _checked(vectors: Tensor, images: Tensor, tol: float, noise: float, spent: i
         values - noise,
         torch.tensor(upper, dtype=torch.float64, device=values.device),
         converged,
+        converged and not bool(reached.all()),
         spent,
     )
 
