@@ -74,7 +74,9 @@ def top_eigenpairs(
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
         ComputationError: a product is NaN or Inf.
     """
-    process = eigen_process(operator, k, tol=tol, max_products=max_products, rng=rng, start=start)
+    space = Subspace(operator, torch.Generator().manual_seed(rng))
+    space.give(start)
+    process = eigen_process(space, k, tol=tol, max_products=max_products)
     return run_together({"": process}, lambda vectors: {"": operator.matvec(vectors[""])})[""]
 
 
@@ -96,36 +98,37 @@ def domain_spectra(
     start: Mapping[str, Eigenpairs] | None = None,
     progress: Callable[[int, int], None] = lambda products, running: None,
 ) -> dict[str, Eigenpairs]:
-    r"""The top ``k`` eigenpairs of each domain's matrix and of ``pooled`` $\sum_i\alpha_iA_i$, all in lockstep.
+    r"""The top ``k`` eigenpairs of each domain's matrix and of ``pooled`` $\sum_i\alpha_iA_i$.
 
     With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
-    :func:`~disam_theory.operators.domain_inspired_hessian`. Every round is one pass over the data for all spectra that
-    have not converged. ``start``: the spectra of a nearby checkpoint, whose vectors are started from. ``progress`` is
-    called after each round with the products spent and the number of spectra still running.
+    :func:`~disam_theory.operators.domain_inspired_hessian`. They advance in lockstep: every round is one pass over the
+    data for all spectra that have not converged. ``start``: the spectra of a nearby checkpoint, whose vectors are
+    started from. ``progress`` is called after each round with the products spent and the number of spectra still
+    running.
     """
     losses = curvature.losses
     weights = dict(zip(losses.names, torch.eye(losses.M, dtype=torch.float64), strict=True))
     weights["pooled"] = torch.tensor(losses.shares, dtype=torch.float64)
+    corrections: dict[str, Callable[[Tensor], Tensor]] = {}
     if lam is not None:
         weights["beta-weighted"] = weights["L_DI"] = weights_at(losses, curvature.params, lam).double().cpu()
-        correction = covariance_term(domain_gradients(losses, curvature.params), lam)
+        corrections["L_DI"] = covariance_term(domain_gradients(losses, curvature.params), lam)
     spent = 0
 
     def products(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         nonlocal spent
         rows = torch.stack([weights[name] for name in wanted])
         images = dict(zip(wanted, curvature.products(list(wanted.values()), rows), strict=True))
-        if "L_DI" in wanted and lam is not None:
-            images["L_DI"] += correction(wanted["L_DI"])
+        for name in corrections.keys() & wanted.keys():
+            images[name] += corrections[name](wanted[name])
         spent += len(wanted)
         progress(spent, len(wanted))
         return images
 
-    given = start or {}
-
     def process(name: str) -> Process[Eigenpairs]:
-        vectors = given[name].vectors if name in given else None
-        return eigen_process(curvature, k, tol=tol, max_products=max_products, rng=rng, start=vectors)
+        space = Subspace(curvature, torch.Generator().manual_seed(rng))
+        space.give(start[name].vectors if start and name in start else None)
+        return eigen_process(space, k, tol=tol, max_products=max_products)
 
     return run_together({name: process(name) for name in weights}, products)
 
@@ -134,59 +137,54 @@ def run_together(
     processes: Mapping[str, Process[Found]], products: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Found]:
     """Advance the processes in lockstep: each round asks ``products`` for one image for each that is still running."""
-    wanted = {name: next(process) for name, process in processes.items()}
     found: dict[str, Found] = {}
+
+    def advance(name: str, image: Tensor | None) -> dict[str, Tensor]:
+        try:
+            return {name: next(processes[name]) if image is None else processes[name].send(image)}
+        except StopIteration as stop:
+            found[name] = stop.value
+            return {}
+
+    wanted = {name: vector for each in processes for name, vector in advance(each, None).items()}
     while wanted:
         images = products(wanted)
-        following = {}
+        following: dict[str, Tensor] = {}
         for name in wanted:
             if not bool(torch.isfinite(images[name]).all()):
                 raise ComputationError(
                     f"a Hessian product{f' of {name}' if name else ''} is NaN or Inf; check the weights, "
                     "or use --dtype float64"
                 )
-            try:
-                following[name] = processes[name].send(images[name])
-            except StopIteration as stop:
-                found[name] = stop.value
+            following |= advance(name, images[name])
         wanted = following
     return {name: found[name] for name in processes}
 
 
-def eigen_process(
-    operator: SymmetricOperator | Curvature,
-    k: int,
-    *,
-    tol: float = 1e-4,
-    max_products: int = 300,
-    rng: int = 0,
-    start: Tensor | None = None,
-) -> Process[Eigenpairs]:
-    """The process behind :func:`top_eigenpairs`; of ``operator`` it uses size, dtype and device."""
-    n = operator.size
-    if not 1 <= k <= n:
-        raise UsageError(f"k is {k}; ask for 1 to {n} eigenpairs of a {n} x {n} operator")
-    if max_products < 2 * k:
-        raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {2 * k}")
-    if start is not None and (start.ndim != 2 or len(start) != n):
-        raise UsageError(f"start has shape {tuple(start.shape)}; give vectors as columns, ({n}, j)")
-    return _search(Subspace(operator, torch.Generator().manual_seed(rng), start), k, tol, max_products)
+def eigen_process(space: Subspace, k: int, *, tol: float = 1e-4, max_products: int = 300) -> Process[Eigenpairs]:
+    """The process behind :func:`top_eigenpairs`, in a subspace that may know something already."""
+    if not 1 <= k <= space.n:
+        raise UsageError(f"k is {k}; ask for 1 to {space.n} eigenpairs of a {space.n} x {space.n} operator")
+    if max_products < k:
+        raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {k}")
+    return _search(space, k, tol, max_products)
 
 
 def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[Eigenpairs]:
     """Expand the subspace until k pairs are settled and a probe finds no other that belongs to them."""
-    given = len(space.pending)
-    capacity = max(BASIS_BYTES // (space.n * space.pending.element_size()), 3 * k + 10)
+    capacity = max(BASIS_BYTES // (2 * space.n * space.basis.element_size()), 4 * k + 10)
     spent, probe = 0, None  # probe: the column of the basis where the probe begins
     while True:
         values, mixing, errors = space.ritz(k)
         goal = (tol * values.abs()).clamp(min=space.noise)
         excess = (errors / goal).nan_to_num(0.0)  # 0/0: a zero operator, solved exactly
         settled = len(values) == k and bool((excess <= 1).all())
-        if space.m == space.n or spent + k >= max_products:
+        if space.m == space.n or spent == max_products:
             break
         direction = None
-        if settled and space.m >= given:
+        if space.given:
+            space.given -= 1
+        elif settled:
             if probe is None:
                 probe, direction = space.m, space.add_random()
             else:
@@ -196,7 +194,7 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
                     break
         else:
             probe = None
-            if space.m >= given and len(excess):
+            if len(excess):
                 direction = space.residual_direction(mixing[:, int(excess.argmax())])
         image = yield space.choose(direction)
         space.expand(image)
@@ -204,35 +202,55 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
         if space.m == capacity:
             space.restart(2 * k + 4)
             probe = None
-    vectors = torch.linalg.qr(space.basis.T @ mixing.to(space.basis)).Q
-    images = []
-    for column in vectors.T:
-        images.append((yield column.contiguous()))
-    return _checked(vectors, torch.stack(images, dim=1), tol, space.noise, spent + k)
+    mixing = mixing.to(space.basis.device)
+    return _checked(space.basis.T.double() @ mixing, space.images.T.double() @ mixing, tol, space, spent)
 
 
 class Subspace:
-    r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$.
+    r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$; $HQ$ is kept too.
 
     Orthogonality is kept by two passes of Gram-Schmidt (Kahan, in Parlett 1980). ``projected`` $T$ (m, m) and
     ``coupling`` $C$ (o, m) are float64 on the CPU; their diagonal comes from dot products accumulated in float64.
     """
 
-    def __init__(
-        self, operator: SymmetricOperator | Curvature, generator: torch.Generator, start: Tensor | None = None
-    ) -> None:
+    def __init__(self, operator: SymmetricOperator | Curvature, generator: torch.Generator) -> None:
         self.n, self._like = operator.size, (operator.device, operator.dtype)
         self._generator = generator
-        self.basis = torch.empty(0, self.n, dtype=operator.dtype, device=operator.device)
-        rows = self._random(1) if start is None else start.T.to(*self._like)
-        self.pending = torch.linalg.qr(rows.T).Q.T.contiguous()
+        self._stored = torch.empty(2, 16, self.n, dtype=operator.dtype, device=operator.device)  # basis and images
+        self.pending = self._stored[0, :0]
         self.projected = torch.zeros(0, 0, dtype=torch.float64)
-        self.coupling = torch.zeros(len(self.pending), 0, dtype=torch.float64)
+        self.coupling = torch.zeros(0, 0, dtype=torch.float64)
+        self.given = 0  # how many of the first pending rows are to be expanded before any other
+
+    def give(self, vectors: Tensor | None) -> None:
+        """Start from these columns (n, j), or from a random one."""
+        if vectors is None:
+            rows = self._random(1)
+        elif vectors.ndim == 2 and len(vectors) == self.n:
+            rows = vectors.T.to(*self._like)
+        else:
+            raise UsageError(f"start has shape {tuple(vectors.shape)}; give vectors as columns, ({self.n}, j)")
+        kept = [row for row in map(self._orthogonal, rows) if float(row.norm()) > 0]
+        if kept:
+            rows = torch.linalg.qr(torch.stack(kept).T).Q.T[: self.n - self.m - len(self.pending)]
+            self.pending = torch.cat([rows, self.pending])
+            self.coupling = torch.cat([torch.zeros(len(rows), self.m, dtype=torch.float64), self.coupling])
+            self.given = len(rows)
 
     @property
     def m(self) -> int:
         """Dimension of the basis."""
-        return len(self.basis)
+        return len(self.projected)
+
+    @property
+    def basis(self) -> Tensor:
+        """Orthonormal rows (m, n)."""
+        return self._stored[0, : self.m]
+
+    @property
+    def images(self) -> Tensor:
+        """The operator's products with them (m, n)."""
+        return self._stored[1, : self.m]
 
     @property
     def noise(self) -> float:
@@ -281,8 +299,8 @@ class Subspace:
             rotation = torch.linalg.qr(frame).Q.T  # the first row is the direction, up to sign
             self.pending = rotation.to(self.pending) @ self.pending
             self.coupling = rotation @ self.coupling
-        first = self._orthogonal(self.pending[0], self.basis)
-        self.pending[0] = first / first.double().norm()
+            first = self._orthogonal(self.pending[0], self.basis)
+            self.pending[0] = first / first.double().norm()
         return self.pending[0].clone()
 
     def expand(self, image: Tensor) -> None:
@@ -290,10 +308,12 @@ class Subspace:
         row, known = self.pending[0], self.coupling[0]
         diagonal = (row.double() @ image.double()).cpu()
         self.pending, self.coupling = self.pending[1:], self.coupling[1:]
+        if self.m == self._stored.shape[1]:
+            self._stored = torch.cat([self._stored, torch.empty_like(self._stored)], dim=1)
+        self._stored[0, self.m], self._stored[1, self.m] = row, image
         self.projected = torch.cat(
             [torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]]
         )
-        self.basis = torch.cat([self.basis, row[None]])
         along = self.pending.double() @ image.double()
         remainder = self._orthogonal(image)
         length = remainder.double().norm()
@@ -307,35 +327,38 @@ class Subspace:
     def restart(self, keep: int) -> None:
         """Shrink the basis to its ``keep`` leading Ritz vectors (Wu and Simon 2000)."""
         values, mixing, _ = self.ritz(min(keep, self.m - 1))
-        self.basis = mixing.T.to(self.basis) @ self.basis
+        self._stored[:, : len(values)] = mixing.T.to(self.basis) @ self._stored[:, : self.m]
         self.projected, self.coupling = torch.diag(values), self.coupling @ mixing
 
-    def _orthogonal(self, vector: Tensor, *against: Tensor) -> Tensor:
+    def _orthogonal(self, rows: Tensor, *against: Tensor) -> Tensor:
+        """The part of a row (n,), or of rows (j, n), that is orthogonal to the basis and the pending rows."""
         for _ in range(2):
-            for rows in against or (self.basis, self.pending):
-                vector = vector - (rows @ vector) @ rows
-        return vector
+            for known in against or (self.basis, self.pending):
+                rows = rows - (rows @ known.T) @ known
+        return rows
 
     def _random(self, rows: int) -> Tensor:
         """Drawn on the CPU so that every device starts alike."""
         return torch.randn(rows, self.n, generator=self._generator, dtype=torch.float64).to(*self._like)
 
 
-def _checked(vectors: Tensor, images: Tensor, tol: float, noise: float, spent: int) -> Eigenpairs:
-    """Rayleigh-Ritz on the vectors that are returned, explicit residuals, and the intervals they give."""
-    wide, images = vectors.double(), images.double()
+def _checked(vectors: Tensor, images: Tensor, tol: float, space: Subspace, spent: int) -> Eigenpairs:
+    """Rayleigh-Ritz on the vectors that are returned, their residuals from the products, the intervals; float64."""
+    wide, triangle = torch.linalg.qr(vectors)  # orthonormal already, to the round-off of the operator's type
+    images = torch.linalg.solve_triangular(triangle, images, upper=True, left=False)
     inner = wide.T @ images
     values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
     values, rotation = values.flip(0), rotation.flip(1)
     wide, images = wide @ rotation, images @ rotation
     residuals = (images - wide * values).norm(dim=0)
+    noise = space.noise
     reached = residuals <= tol * values.abs()
     converged = bool((reached | (residuals <= noise)).all())
     sign = torch.where(wide.gather(0, wide.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     upper = _upper_bounds(values.tolist(), residuals.tolist(), noise)
     return Eigenpairs(
         values,
-        (wide * sign).to(vectors),
+        (wide * sign).to(space.basis),
         residuals,
         values - noise,
         torch.tensor(upper, dtype=torch.float64, device=values.device),

@@ -108,10 +108,8 @@ def spectral_density(
     if isinstance(operator, Curvature):
         operator = operator.operator(operator.losses.shares)
     steps = min(steps, operator.size)
-    runs = {
-        str(p): _quadrature(Subspace(operator, torch.Generator().manual_seed(1000 * rng + p)), steps)
-        for p in range(vectors)
-    }
+    spaces = [Subspace(operator, torch.Generator().manual_seed(1000 * rng + p)) for p in range(vectors)]
+    runs = {str(p): _quadrature(space, steps) for p, space in enumerate(spaces)}
     matvec = operator.matvec
     found = run_together(runs, lambda wanted: {name: matvec(vector) for name, vector in wanted.items()})
     nodes = torch.stack([pair[0] for pair in found.values()])
