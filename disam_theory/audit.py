@@ -23,6 +23,7 @@ from disam_theory.domains import Domain
 from disam_theory.errors import UsageError
 from disam_theory.losses import model_losses, parameters_of
 from disam_theory.operators import Curvature, domain_gradients, weights_at
+from disam_theory.ranks import ALONE, Ranks
 from disam_theory.spectrum import Eigenpairs, domain_spectra
 
 SCHEMA = "disam-audit/1"
@@ -59,6 +60,7 @@ def audit(
     rng: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
     progress: Callable[[int, int], None] = lambda products, running: None,
 ) -> list[Row]:
     """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, of a copy in evaluation mode.
@@ -73,7 +75,7 @@ def audit(
     data = [domain.to(device=device, dtype=dtype) for domain in domains]
     params = parameters_of(private)
     correct = [_correct(private, domain, chunk) for domain in data]
-    losses = model_losses(private, data, chunk=chunk)
+    losses = model_losses(private, data, chunk=chunk, ranks=ranks)
     values = losses.checked(params).double()
     gradients = domain_gradients(losses, params).double()
     alpha = torch.tensor(losses.shares, dtype=torch.float64, device=values.device)
@@ -190,11 +192,14 @@ def as_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[c]) for line in [head, *body]) for c in range(len(head))]
+    return aligned(body, head)
+
+
+def aligned(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """Rows under a head as text, the first column to the left and the others to the right."""
+    widths = [max(len(line[c]) for line in [head, *rows]) for c in range(len(head))]
     lines = [
-        "  ".join(
-            cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *body]
+        "  ".join(cell.rjust(w) if c else cell.ljust(w) for c, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in [head, *rows]
     ]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0].rstrip()), *lines[1:]])

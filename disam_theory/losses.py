@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from disam_theory.domains import Domain
 from disam_theory.errors import ComputationError, UsageError, unknown_name
+from disam_theory.ranks import ALONE, Ranks
 
 Params = dict[str, Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (outputs (n, ...), labels (n,)) -> (n,)
@@ -61,7 +62,8 @@ class DomainLosses:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # (M,)
-    parts: tuple[tuple[Part, ...], ...]  # parts[i]: L_i(w) = sum of part(w)
+    parts: tuple[tuple[Part, ...], ...]  # parts[i]: L_i(w) = sum of part(w), over all ranks
+    ranks: Ranks = ALONE  # the processes among which the data are shared
 
     @property
     def M(self) -> int:
@@ -76,7 +78,8 @@ class DomainLosses:
 
     def __call__(self, params: Params) -> Tensor:
         """The M domain losses (M,) at ``params``."""
-        return torch.stack([torch.stack([part(params) for part in parts]).sum() for parts in self.parts])
+        nothing = next(iter(params.values())).new_zeros(())
+        return self.ranks.total(torch.stack([sum((part(params) for part in parts), nothing) for parts in self.parts]))
 
     def checked(self, params: Params) -> Tensor:
         """The M domain losses without a graph; :class:`ComputationError` names a domain whose loss is not finite."""
@@ -173,11 +176,13 @@ def model_losses(
     *,
     criterion: Criterion = cross_entropy,
     chunk: int = 1024,
+    ranks: Ranks = ALONE,
 ) -> DomainLosses:
     r"""$L_i(w)=\frac1{n_i}\sum_{j}\ell(f_w(x_j),y_j)$ over each domain, in micro-batches of at most ``chunk`` samples.
 
     The model is copied and put in evaluation mode (no dropout, running statistics in batch norm), so the caller's
-    model is not touched and the loss is a deterministic function of the parameters.
+    model is not touched and the loss is a deterministic function of the parameters. With several ``ranks`` this
+    process evaluates its share of each domain, and what is summed over parts is summed over the ranks too.
     """
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 sample")
@@ -185,11 +190,14 @@ def model_losses(
     parts = tuple(
         tuple(
             ModelPart(private, x, y, criterion, len(y) / len(domain))
-            for x, y in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True)
+            for x, y in zip(
+                ranks.share(domain.inputs).split(chunk), ranks.share(domain.labels).split(chunk), strict=True
+            )
+            if len(y)
         )
         for domain in domains
     )
-    return DomainLosses(tuple(d.name for d in domains), tuple(len(d) for d in domains), parts)
+    return DomainLosses(tuple(d.name for d in domains), tuple(len(d) for d in domains), parts, ranks)
 
 
 def restrict(losses: DomainLosses, params: Params, *patterns: str) -> tuple[DomainLosses, Params]:

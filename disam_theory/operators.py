@@ -107,7 +107,7 @@ class Curvature:
                 product = self._kept.get(part) or self._bind(part)
                 for t in active:
                     totals[t] += rows[t][i] * product(vectors[t])
-        return totals
+        return [self.losses.ranks.total(total) for total in totals]
 
     def operator(self, weights: Sequence[float] | Tensor) -> SymmetricOperator:
         r"""$\sum_iw_iA_i$ for ``weights`` (M,)."""
@@ -246,10 +246,9 @@ def weights_at(losses: DomainLosses, params: Params, lam: float) -> Tensor:
 
 def domain_gradients(losses: DomainLosses, params: Params) -> Tensor:
     r"""$\nabla L_i(w)$ of each domain, flat, (M, n)."""
-    rows = []
-    for parts in losses.parts:
-        rows.append(torch.stack([flatten(grad(part)(params)) for part in parts]).sum(0))
-    return torch.stack(rows)
+    nothing = torch.zeros_like(flatten(params))
+    rows = [sum((flatten(grad(part)(params)) for part in parts), nothing) for parts in losses.parts]
+    return losses.ranks.total(torch.stack(rows))
 
 
 def flatten(tree: Params) -> Tensor:
