@@ -28,7 +28,7 @@ from disam_theory.operators import Curvature
 from disam_theory.spectrum import domain_spectra
 
 K, TOL = 5, 1e-3
-SAMPLES = {"cnn": 256, "resnet": 128, "vit": 64}
+SAMPLES = {"cnn": 256, "resnet": 32, "vit": 32}
 Vectors = dict[str, Tensor]  # (n, K) by name of the spectrum
 
 
@@ -65,7 +65,7 @@ def eigenthings(model: nn.Module, data: list[Domain]) -> Vectors:
     for name, part in groups(data).items():
         inputs, labels = torch.cat([d.inputs for d in part]), torch.cat([d.labels for d in part])
         operator = HessianOperator(model, [(inputs, labels)], supervised_loss(nn.CrossEntropyLoss()))
-        result = lanczos(operator, k=K, tol=TOL, which="LA", seed=0)
+        result = lanczos(operator, k=K, tol=TOL, which="LA", max_iter=40, seed=0)
         vectors = result.eigenvectors
         found[name] = vectors if vectors.shape[1] == K else vectors.T
     return found

@@ -1,0 +1,121 @@
+"""The verbs spectrum and landscape as a user runs them; audit has its own file."""
+
+import csv
+import itertools
+import json
+
+import pytest
+import torch
+
+from disam_theory.__main__ import main
+from disam_theory.domains import load_suite
+from disam_theory.losses import model_losses, parameters_of, restrict
+from disam_theory.models import digits_mlp
+from disam_theory.operators import domain_hessian, hessian
+
+MODEL = ["--model", "disam_theory.models:digits_mlp", "--data", "digits-rotated"]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = digits_mlp()
+    torch.save(model.state_dict(), "c.pt")
+    return model.double()
+
+
+def run(capsys, *arguments):
+    code = main([*arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_spectrum_gives_the_ends_and_the_trace_of_the_head(trained, capsys, tmp_path):
+    """The head alone is small enough for a dense Hessian."""
+    options = ["--parameters", "2.*", "--dtype", "float64", "--tol", "1e-6", "-k", "2", "--samples", "40"]
+    code, out, err = run(capsys, "spectrum", "c.pt", *MODEL, *options, "--density", "--out", "o", "--format", "json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["schema"] == "disam-spectrum/1"
+    assert {"checkpoint_sha256", "commit", "command", "rng", "dtype", "device"} <= set(document["provenance"])
+    suite = load_suite("digits-rotated")
+    domains = [d.to(dtype=torch.float64) for d in suite.domains]
+    losses, params = restrict(model_losses(trained, domains), parameters_of(trained), "2.*")
+    for row in document["rows"]:
+        name = row["loss of"]
+        operator = (
+            hessian(losses, params, weights=losses.shares) if name == "pooled" else domain_hessian(losses, params, name)
+        )
+        exact = torch.linalg.eigvalsh(operator.dense()).flip(0)
+        for j in (0, 1):
+            assert row[f"lower_{j + 1}"] <= float(exact[j]) <= row[f"upper_{j + 1}"]
+            assert row[f"lambda_{j + 1}"] == pytest.approx(float(exact[j]), rel=1e-6)
+        assert row["lower_min"] - 1e-12 <= float(exact[-1]) <= row["upper_min"] + 1e-12
+        assert abs(row["trace"] - float(exact.sum())) < 5 * row["trace_error"]
+    comment, *lines = (tmp_path / "o/density.csv").read_text().splitlines()
+    assert comment.startswith("# {")
+    density = list(csv.DictReader(lines))
+    for name in [*losses.names, "pooled"]:
+        points = [(float(r["eigenvalue"]), float(r["density"])) for r in density if r["loss of"] == name]
+        area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+        assert area == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_table_shows_intervals(trained, capsys):
+    code, out, _ = run(capsys, "spectrum", "c.pt", *MODEL, "-k", "1", "--samples", "4", "--kind", "ggn")
+    assert code == 0
+    head, rule, *rows = out.splitlines()
+    assert head.split() == ["loss", "of", "trace", "lambda_1", "lambda_min"]
+    assert set(rule) == {"-"}
+    assert [row.split()[0] for row in rows] == ["rot0", "rot25", "rot50", "rot75", "pooled"]
+    assert all("±" in row and row.count("[") == 2 for row in rows)
+
+
+@pytest.mark.parametrize("direction", ["filter", "eigen"])
+def test_landscape_has_the_checkpoints_losses_at_its_centre(trained, capsys, tmp_path, direction):
+    options = ["--points", "3", "--direction", direction, "--span", "0.5", "--out", "o"]
+    code, _, err = run(capsys, "landscape", "c.pt", *MODEL, *options)
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader((tmp_path / "o/landscape.csv").read_text().splitlines()[1:]))
+    assert [(float(row["a"]), float(row["b"])) for row in rows] == [
+        (a, b) for b in (-0.5, 0.0, 0.5) for a in (-0.5, 0.0, 0.5)
+    ]
+    suite = load_suite("digits-rotated")
+    losses = model_losses(trained, [d.to(dtype=torch.float64) for d in suite.domains])
+    exact = dict(zip(losses.names, losses(parameters_of(trained)).tolist(), strict=True))
+    assert {name: float(rows[4][name]) for name in exact} == pytest.approx(exact, rel=1e-5)
+    assert float(rows[4]["pooled"]) == pytest.approx(
+        sum(a * exact[n] for a, n in zip(losses.shares, exact, strict=True))
+    )
+
+
+def test_along_an_eigenvector_the_loss_bends_by_its_eigenvalue(trained, capsys, tmp_path):
+    options = ["--dimensions", "1", "--points", "3", "--span", "0.01", "--direction", "eigen", "--dtype", "float64"]
+    run(capsys, "landscape", "c.pt", *MODEL, *options, "--out", "o")
+    rows = list(csv.DictReader((tmp_path / "o/landscape.csv").read_text().splitlines()[1:]))
+    left, middle, right = (float(row["pooled"]) for row in rows)
+    _, out, _ = run(
+        capsys, "spectrum", "c.pt", *MODEL, "-k", "1", "--samples", "2", "--dtype", "float64", "--format", "json"
+    )
+    assert (left - 2 * middle + right) / 1e-4 == pytest.approx(json.loads(out)["rows"][-1]["lambda_1"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["spectrum", "c.pt", *MODEL, "--parameters", "head.*"], "unknown parameter 'head.*'"),
+        (["spectrum", "c.pt", *MODEL, "--density"], "give --out"),
+        (["spectrum", "c.pt", *MODEL, "--samples", "0"], "--samples is 0"),
+        (["spectrum", "c.pt", *MODEL, "--tol", "0"], "--tol is 0"),
+        (["landscape", "c.pt", *MODEL, "--span", "-1"], "span is -1"),
+        (["landscape", "c.pt", *MODEL, "--points", "0"], "--points is 0"),
+        (["landscape", "absent.pt", *MODEL], "absent.pt: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(trained, capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
