@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -62,7 +63,7 @@ class DomainLosses:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # (M,)
-    parts: tuple[tuple[Part, ...], ...]  # parts[i]: L_i(w) = sum of part(w), over all ranks
+    parts: tuple[Collection[Part], ...]  # parts[i]: L_i(w) = sum of part(w), over all ranks
     ranks: Ranks = ALONE  # the processes among which the data are shared
 
     @property
@@ -152,6 +153,76 @@ class ModelPart:
         return self.of_outputs(self.outputs(params))
 
 
+SAME_DATA = "it must give the same data at each pass: no shuffling, no random augmentation, no one-off iterator"
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedParts:
+    """A domain's micro-batches from a loader, read anew at each pass so that the memory is that of one.
+
+    Every pass is compared with the first by a checksum of each batch.
+    """
+
+    name: str
+    model: nn.Module  # in evaluation mode
+    loader: Iterable[Sequence[Tensor]]  # yields (inputs, labels, ...)
+    criterion: Criterion
+    size: int
+    checksums: tuple[int, ...]  # of the batches
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.checksums)
+
+    def __contains__(self, part: object) -> bool:
+        return False
+
+    def __iter__(self) -> Iterator[Part]:
+        """Raises :class:`UsageError` where a batch is not the one of the first pass."""
+        device = next(self.model.parameters()).device
+        number = -1
+        for number, (inputs, labels, *_) in enumerate(self.loader):
+            if number >= len(self) or _checksum(inputs, labels) != self.checksums[number]:
+                raise UsageError(
+                    f"the loader of domain {self.name!r} gave another batch {number} than before; {SAME_DATA}"
+                )
+            share = len(labels) / self.size
+            yield ModelPart(self.model, inputs.to(device), labels.to(device), self.criterion, share, self.frozen)
+        if number + 1 != len(self):
+            raise UsageError(
+                f"the loader of domain {self.name!r} gave {number + 1} of {len(self)} batches; {SAME_DATA}"
+            )
+
+
+def _checksum(inputs: Tensor, labels: Tensor) -> int:
+    return zlib.crc32(labels.cpu().numpy().tobytes(), zlib.crc32(inputs.cpu().contiguous().numpy().tobytes()))
+
+
+def loader_losses(
+    model: nn.Module,
+    loaders: Mapping[str, Iterable[Sequence[Tensor]]],
+    *,
+    criterion: Criterion = cross_entropy,
+) -> DomainLosses:
+    """The losses of domains whose data come from loaders (domain name -> iterable of (inputs, labels)).
+
+    For data that do not fit into memory: nothing but the batch at hand is held. The model is copied, in evaluation
+    mode. A loader that gives other data at a later pass is refused when it does.
+
+    Raises:
+        UsageError: a loader with fewer than two samples.
+    """
+    private = copy.deepcopy(model).eval()
+    parts = []
+    for name, loader in loaders.items():
+        batches = [(len(labels), _checksum(inputs, labels)) for inputs, labels, *_ in loader]
+        size = sum(n for n, _ in batches)
+        if size < 2:
+            raise UsageError(f"the loader of domain {name!r} gives {size} sample(s); at least 2 are needed")
+        parts.append(StreamedParts(name, private, loader, criterion, size, tuple(checksum for _, checksum in batches)))
+    return DomainLosses(tuple(loaders), tuple(part.size for part in parts), tuple(parts))
+
+
 def mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """How the names and shapes of ``given`` differ from the model's ``own``, in words; None where they agree."""
     missing = [name for name in own if name not in given]
@@ -215,7 +286,12 @@ def restrict(losses: DomainLosses, params: Params, *patterns: str) -> tuple[Doma
             return replace(part, frozen={**part.frozen, **frozen})
         return lambda some: part({**frozen, **some})
 
-    parts = tuple(tuple(of_chosen(part) for part in parts) for parts in losses.parts)
+    parts = tuple(
+        replace(parts, frozen={**parts.frozen, **frozen})
+        if isinstance(parts, StreamedParts)
+        else tuple(of_chosen(part) for part in parts)
+        for parts in losses.parts
+    )
     return replace(losses, parts=parts), chosen
 
 

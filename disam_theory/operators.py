@@ -104,7 +104,7 @@ class Curvature:
         for i, parts in enumerate(self.losses.parts):
             active = [t for t, row in enumerate(rows) if row[i] != 0.0]
             for part in parts if active else ():
-                product = self._kept.get(part) or self._bind(part)
+                product = self._kept.get(part) or self._bind(part, keep=isinstance(parts, tuple))
                 for t in active:
                     totals[t] += rows[t][i] * product(vectors[t])
         return [self.losses.ranks.total(total) for total in totals]
@@ -116,14 +116,14 @@ class Curvature:
             raise UsageError(f"{row.shape[1]} weights for {self.losses.M} domains; give one weight a domain")
         return SymmetricOperator(self.size, self.dtype, self.device, lambda v: self.products([v], row)[0])
 
-    def _bind(self, part: Part) -> Product:
-        """The product with one micro-batch's matrix; kept for the next pass if its graph fits."""
+    def _bind(self, part: Part, *, keep: bool) -> Product:
+        """The product with one micro-batch's matrix; kept for the next pass if asked to and its graph fits."""
         if self._kind != "hessian":
             return _gauss_newton(part, self.params) if self._kind == "ggn" else _fisher(part, self.params)
         if self._mode == "forward":
             return _forward_over_reverse(part, self.params)
         product, taken = _double_backward(part, self._leaves)
-        if taken <= self._memory:
+        if keep and taken <= self._memory:
             self._memory -= taken
             self._kept[part] = product
         return product

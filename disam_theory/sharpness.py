@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from disam_theory.domains import Domain
 from disam_theory.errors import ComputationError, UsageError, unknown_name
 from disam_theory.losses import Criterion, DomainLosses, Params, cross_entropy, model_losses
-from disam_theory.operators import domain_gradients, flatten, hessian, unflatten, weights_at
+from disam_theory.operators import Curvature, domain_gradients, flatten, unflatten, weights_at
 from disam_theory.perturbations import ascent_step
-from disam_theory.spectrum import Eigenpairs, top_eigenpairs
+from disam_theory.spectrum import Eigenpairs, domain_spectra
 
 NORMALISATIONS = ("element", "filter")
 
@@ -58,7 +58,7 @@ class PerturbationShares:
 
 
 @dataclass(frozen=True)
-class Warning_:
+class MinimumWarning:
     """Something that the pooled loss alone does not show: a measured ``value`` on the wrong side of ``threshold``."""
 
     name: str
@@ -231,7 +231,7 @@ def flat_minimum_warnings(
     lam: float = 0.0,
     factor: float = 5.0,
     fraction: float = 0.1,
-) -> tuple[Warning_, ...]:
+) -> tuple[MinimumWarning, ...]:
     """Those of :func:`fake_flat_minimum` and :func:`hallucinated_minimum` that are present, in this order."""
     found = (
         fake_flat_minimum(losses, params, factor=factor),
@@ -240,7 +240,7 @@ def flat_minimum_warnings(
     return tuple(warning for warning in found if warning is not None)
 
 
-def fake_flat_minimum(losses: DomainLosses, params: Params, *, factor: float = 5.0) -> Warning_ | None:
+def fake_flat_minimum(losses: DomainLosses, params: Params, *, factor: float = 5.0) -> MinimumWarning | None:
     r"""The pooled loss is flat while a domain's is sharp (Song et al. 2025, arXiv 2503.23430); None where not.
 
     Present where $\max_i\lambda_{\max}(\nabla^2L_i)>f\max(\lambda_{\max}(\nabla^2L),0)$ with $f$ = ``factor``, and the
@@ -266,12 +266,12 @@ def fake_flat_minimum(losses: DomainLosses, params: Params, *, factor: float = 5
         f"domain {name!r} has lambda_max {sharp:.4g}, {beyond} {flat:.4g}, "
         f"and two domain gradients have cosine {cosine:.3g}"
     )
-    return Warning_("fake flat minimum", message, sharp, threshold)
+    return MinimumWarning("fake flat minimum", message, sharp, threshold)
 
 
 def hallucinated_minimum(
     losses: DomainLosses, params: Params, *, rho: float, lam: float = 0.0, fraction: float = 0.1
-) -> Warning_ | None:
+) -> MinimumWarning | None:
     r"""Training stalls at a $w$ that is not stationary (Park et al. 2025, arXiv 2509.21818); None where not.
 
     Present where $\lVert\nabla L(w^{asc})\rVert<f\lVert\nabla L(w)\rVert$ with $f$ = ``fraction``, at the ascent point
@@ -293,7 +293,7 @@ def hallucinated_minimum(
         f"the pooled gradient's length falls from {here:.4g} at the weights to {there:.4g} at the ascent point "
         f"(rho {rho:g}, lambda {lam:g}), below {fraction:g} times the first"
     )
-    return Warning_("hallucinated minimum", message, there, fraction * here)
+    return MinimumWarning("hallucinated minimum", message, there, fraction * here)
 
 
 # --- one loss among them: a domain alone, or all pooled ---
@@ -302,7 +302,7 @@ def hallucinated_minimum(
 def _each(losses: DomainLosses) -> tuple[DomainLosses, ...]:
     """Each domain alone, then all together (M+1): the pooled loss of the i-th is $L_i$, that of the last is $L$."""
     alone = zip(losses.names, losses.sizes, losses.parts, strict=True)
-    return (*(DomainLosses((name,), (size,), (parts,)) for name, size, parts in alone), losses)
+    return (*(replace(losses, names=(name,), sizes=(size,), parts=(parts,)) for name, size, parts in alone), losses)
 
 
 def _each_part(losses: DomainLosses) -> DomainLosses:
@@ -321,7 +321,7 @@ def _own_rises(losses: DomainLosses, params: Params, steps: Sequence[Tensor]) ->
 
 def _sharpest(losses: DomainLosses, params: Params) -> list[Eigenpairs]:
     """The top eigenpair of the Hessian of every loss at ``params``."""
-    return [top_eigenpairs(hessian(one, params, weights=one.shares)) for one in _each(losses)]
+    return list(domain_spectra(Curvature(losses, params)).values())
 
 
 def _ascend(losses: DomainLosses, params: Params, start: Tensor, rho: float, steps: int) -> float:

@@ -1,10 +1,11 @@
-"""Loss landscapes around a checkpoint: a slice along a line or over a plane -> a figure. Drawing only."""
+"""Loss landscapes around a checkpoint: a slice along a line or over a plane -> a figure. And the study's own."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -15,8 +16,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from disam_theory.errors import ComputationError, UsageError
-from disam_theory.landscape import Slice, Slice2D
-from figures.style import LINES, PALETTE, panels, styled
+from disam_theory.landscape import Slice, Slice2D, random_direction, slice_2d
+from disam_theory.losses import model_losses
+from disam_theory.study import Study
+from figures.style import LINES, PALETTE, FigureSpec, Row, panels, styled
 
 COLOURS = "viridis"  # perceptually uniform, and legible in grey and to colour-blind readers
 NOT_FINITE = "#bbbbbb"
@@ -149,3 +152,46 @@ def _scale(values: np.ma.MaskedArray) -> tuple[np.ndarray, Normalize]:
         margin = max(abs(low), 1.0) / 2
         low, high = low - margin, high + margin
     return np.linspace(low, high, LEVELS), Normalize(low, high)
+
+
+SUITE, HELD_OUT, RHO = "digits-corrupted", "noise", 0.5
+
+
+def compute(study: Study) -> list[Row]:
+    """The losses around the last weights of one DISAM run, along two random filter-normalised directions."""
+    records = study.records(SUITE, algorithm="disam", sampling="pooled", rho=RHO)
+    record = next(record for record in records if record.held_out == HELD_OUT)
+    step = next(block.snapshot_steps[-1] for block in study.blocks if block.suite == SUITE and block.snapshot_steps)
+    params = record.weights(step)
+    losses = model_losses(study.model(), study.split(record).sources, chunk=4096)
+    directions = random_direction(params, rng=0), random_direction(params, rng=1)
+    at = torch.linspace(-1, 1, 17, dtype=torch.float64)
+    plane = slice_2d(losses, params, directions, x=at, y=at)
+    place = {"suite": SUITE, "held_out": HELD_OUT, "algorithm": "disam", "seed": record.seed, "step": step}
+    grid = [(a, b, x, y) for b, y in enumerate(at.tolist()) for a, x in enumerate(at.tolist())]
+    sized = zip(plane.names, plane.shares, strict=True)
+    return [
+        {**place, "domain": name, "share": share, "a": x, "b": y, "loss": float(plane.column(name)[b, a])}
+        for name, share in sized
+        for a, b, x, y in grid
+    ]
+
+
+def draw(rows: list[Row]) -> Figure:
+    """A panel a source domain and one for all of them."""
+    shares = {row["domain"]: row["share"] for row in rows}
+    x, y = (torch.tensor(sorted({row[axis] for row in rows}), dtype=torch.float64) for axis in ("a", "b"))
+    values = torch.tensor([row["loss"] for row in rows], dtype=torch.float64).view(len(shares), len(y), len(x))
+    return contours(Slice2D(tuple(shares), tuple(shares.values()), values.permute(1, 2, 0), x, y))
+
+
+LANDSCAPE = FigureSpec(
+    id="landscape",
+    title="Loss of each domain around a minimum of DISAM",
+    caption="Losses of the source domains (digits-corrupted, noise held out) and of all pooled, around the last "
+    r"weights of one run of DISAM ($\rho=0.5$, $\lambda=0.1$), along two random directions normalised filter by "
+    "filter: at a coordinate of 1 every filter has moved by its own length.",
+    where="not in the paper",
+    compute=compute,
+    draw=draw,
+)

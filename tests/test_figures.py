@@ -40,7 +40,8 @@ def test_a_figure_has_rows_and_four_whole_files(spec, study, tmp_path):
     with (tmp_path / f"{spec.id}.csv").open() as file:
         assert json.loads(file.readline().removeprefix("# ")) == RECORD
         read = list(csv.DictReader(file))
-    assert [float(line["mean"]) for line in read] == [row["mean"] for row in rows]
+    drawn = "mean" if "mean" in rows[0] else "loss"
+    assert [float(line[drawn]) for line in read] == [row[drawn] for row in rows]
     assert save(spec, rows, tmp_path / "again", RECORD) == svg
 
 
@@ -94,3 +95,15 @@ def _power_iteration(model, domain):
         value, vector = float(vector @ product), (product + shift * vector).detach()
         vector = vector / vector.norm()
     return value
+
+
+def test_the_centre_of_the_landscape_is_the_runs_own_loss(study):
+    rows = [row for row in rows_of("landscape", study) if row["a"] == row["b"] == 0.0]
+    record = next(
+        r for r in study.records("digits-corrupted", algorithm="disam") if r.held_out == "noise" and r.seed == 0
+    )
+    model = digits_mlp()
+    model.load_state_dict(record.weights(10))
+    assert [row["domain"] for row in rows] == [d.name for d in study.split(record).sources]
+    for row, domain in zip(rows, study.split(record).sources, strict=True):
+        assert row["loss"] == pytest.approx(float(cross_entropy(model(domain.inputs), domain.labels).mean()), rel=1e-5)

@@ -10,14 +10,16 @@ from disam_theory.errors import ComputationError, UsageError
 from disam_theory.losses import (
     cross_entropy,
     domain_variance,
+    loader_losses,
     model_losses,
     parameters_of,
     pooled,
     quadratic_losses,
+    restrict,
     squared_error,
     weighted_variance,
 )
-from disam_theory.operators import domain_inspired_hessian, hessian
+from disam_theory.operators import Curvature, domain_inspired_hessian, hessian
 
 SIZES = (2, 17, 5, 31)
 EXACT = {"rtol": 1e-12, "atol": 1e-13}  # float64: a few dozen roundings
@@ -211,3 +213,52 @@ def test_params_that_do_not_fit_are_refused_by_name(domains, change, message):
     operator = hessian(losses, params, weights=losses.shares)
     with pytest.raises(UsageError, match=message):
         operator.matvec(torch.zeros(operator.size, dtype=torch.float64))
+
+
+def batches_of(domain, size):
+    return list(zip(domain.inputs.split(size), domain.labels.split(size), strict=True))
+
+
+def test_losses_from_loaders_equal_those_from_memory(domains):
+    model = mlp()
+    params = parameters_of(model)
+    whole = model_losses(model, domains)
+    streamed = loader_losses(model, {d.name: batches_of(d, 4) for d in domains})
+    assert (streamed.names, streamed.sizes) == (whole.names, whole.sizes)
+    torch.testing.assert_close(streamed(params), whole(params), **EXACT)
+    vector = torch.randn(sum(p.numel() for p in params.values()), dtype=torch.float64)
+    for losses in (streamed, whole):
+        curvature = Curvature(losses, params)
+        first = curvature.operator(losses.shares).matvec(vector)
+        torch.testing.assert_close(
+            first, hessian(whole, params, weights=whole.shares).matvec(vector), rtol=1e-10, atol=1e-12
+        )
+        assert bool(curvature._kept) == (losses is whole)  # what is streamed is not held
+    head, chosen = restrict(streamed, params, "2.*")
+    block = hessian(head, chosen, weights=head.shares).dense()
+    torch.testing.assert_close(
+        block, hessian(whole, params, weights=whole.shares).dense()[30:, 30:], rtol=1e-9, atol=1e-12
+    )
+
+
+class Shuffled:
+    """Gives its samples in another order at each pass."""
+
+    def __init__(self, domain):
+        self.domain, self.generator = domain, torch.Generator().manual_seed(0)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.domain), generator=self.generator)
+        return iter(batches_of(self.domain.take(order), 4))
+
+
+def test_a_loader_that_changes_its_data_is_refused(domains):
+    model = mlp()
+    losses = loader_losses(model, {"even": batches_of(domains[1], 4), "odd": Shuffled(domains[3])})
+    with pytest.raises(UsageError, match="the loader of domain 'odd' gave another batch 0 than before"):
+        losses(parameters_of(model))
+    once = loader_losses(model, {"once": iter(batches_of(domains[1], 4))})
+    with pytest.raises(UsageError, match="gave 0 of 5 batches"):
+        once(parameters_of(model))
+    with pytest.raises(UsageError, match=r"gives 0 sample\(s\)"):
+        loader_losses(model, {"empty": []})
