@@ -21,13 +21,13 @@ def cnn() -> nn.Module:
 
 
 class Block(nn.Module):
-    """A residual block with group norm."""
+    """A residual block with batch norm."""
 
     def __init__(self, inside: int, out: int, stride: int) -> None:
         super().__init__()
         self.path = nn.Sequential(
-            *(nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.ReLU()),
-            *(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.GroupNorm(8, out)),
+            *(nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()),
+            *(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)),
         )
         same = inside == out and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(inside, out, 1, stride, bias=False)
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 def resnet() -> nn.Module:
     """Four residual blocks, 1.2 million parameters."""
-    stem = (nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.GroupNorm(8, 32), nn.ReLU())
+    stem = (nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
     blocks = (Block(32, 32, 1), Block(32, 64, 2), Block(64, 128, 2), Block(128, 256, 2))
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
 

@@ -20,7 +20,7 @@ from disam_theory.errors import ComputationError, UsageError
 from disam_theory.operators import Curvature, SymmetricOperator, covariance_term, domain_gradients, weights_at
 
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
-PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least and at most
+PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least, and at most in a large space
 SMALL = 64  # in a space so small the search goes on to the end
 BASIS_BYTES = 2**30  # the basis is restarted before it takes more memory than this
 
@@ -190,7 +190,8 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
             else:
                 height, direction = space.height_from(probe)
                 steps, (least, most) = space.m - probe, PROBE_STEPS
-                if steps >= least and (height < values[-1] - errors[-1] or steps >= max(most, min(space.n, SMALL))):
+                ended = steps >= most and space.n > SMALL
+                if steps >= least and (height < values[-1] - errors[-1] or ended):
                     break
         else:
             probe = None
@@ -202,15 +203,16 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
         if space.m == capacity:
             space.restart(2 * k + 4)
             probe = None
-    mixing = mixing.to(space.basis.device)
-    return _checked(space.basis.T.double() @ mixing, space.images.T.double() @ mixing, tol, space, spent)
+    mixing = mixing.T.to(space.basis)
+    return _checked((mixing @ space.basis).double().T, (mixing @ space.images).double().T, tol, space, spent)
 
 
 class Subspace:
     r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$; $HQ$ is kept too.
 
-    Orthogonality is kept by two passes of Gram-Schmidt (Kahan, in Parlett 1980). ``projected`` $T$ (m, m) and
-    ``coupling`` $C$ (o, m) are float64 on the CPU; their diagonal comes from dot products accumulated in float64.
+    Orthogonality is kept by the recurrence and then a pass or two of Gram-Schmidt against all rows. ``projected``
+    $T$ (m, m) and ``coupling`` $C$ (o, m) are float64 on the CPU; the diagonal of $T$ comes from dot products
+    accumulated in float64.
     """
 
     def __init__(self, operator: SymmetricOperator | Curvature, generator: torch.Generator) -> None:
@@ -299,7 +301,7 @@ class Subspace:
             rotation = torch.linalg.qr(frame).Q.T  # the first row is the direction, up to sign
             self.pending = rotation.to(self.pending) @ self.pending
             self.coupling = rotation @ self.coupling
-            first = self._orthogonal(self.pending[0], self.basis)
+            first = self.pending[0] - (self.basis @ self.pending[0]) @ self.basis
             self.pending[0] = first / first.double().norm()
         return self.pending[0].clone()
 
@@ -309,16 +311,22 @@ class Subspace:
         diagonal = (row.double() @ image.double()).cpu()
         self.pending, self.coupling = self.pending[1:], self.coupling[1:]
         if self.m == self._stored.shape[1]:
-            self._stored = torch.cat([self._stored, torch.empty_like(self._stored)], dim=1)
+            larger = self._stored.new_empty(2, 2 * self.m, self.n)
+            larger[:, : self.m] = self._stored
+            self._stored = larger
         self._stored[0, self.m], self._stored[1, self.m] = row, image
         self.projected = torch.cat(
             [torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]]
         )
         along = self.pending.double() @ image.double()
-        remainder = self._orthogonal(image)
+        near = known.nonzero()[:, 0]  # one row in Lanczos' recurrence, all of them just after a restart
+        remainder = image - diagonal.to(image) * row - known[near].to(image) @ self.basis[near.to(image.device)]
+        before, remainder = remainder.norm(), self._orthogonal(remainder, passes=1)
+        if float(remainder.norm()) < 0.7 * float(before):  # the criterion of Daniel, Gragg, Kaufman and Stewart (1976)
+            remainder = self._orthogonal(remainder, passes=1)
         length = remainder.double().norm()
         self.coupling = torch.cat([self.coupling, along.cpu()[:, None]], dim=1)
-        if float(length) > self.noise:
+        if float(length) > self.noise / 10:  # dropped parts add up
             self.pending = torch.cat([self.pending, (remainder / length.to(remainder))[None]])
             last = torch.zeros(1, self.m, dtype=torch.float64)
             last[0, -1] = float(length)
@@ -330,10 +338,10 @@ class Subspace:
         self._stored[:, : len(values)] = mixing.T.to(self.basis) @ self._stored[:, : self.m]
         self.projected, self.coupling = torch.diag(values), self.coupling @ mixing
 
-    def _orthogonal(self, rows: Tensor, *against: Tensor) -> Tensor:
+    def _orthogonal(self, rows: Tensor, *, passes: int = 2) -> Tensor:
         """The part of a row (n,), or of rows (j, n), that is orthogonal to the basis and the pending rows."""
-        for _ in range(2):
-            for known in against or (self.basis, self.pending):
+        for _ in range(passes):
+            for known in (self.basis, self.pending):
                 rows = rows - (rows @ known.T) @ known
         return rows
 
@@ -352,15 +360,16 @@ def _checked(vectors: Tensor, images: Tensor, tol: float, space: Subspace, spent
     wide, images = wide @ rotation, images @ rotation
     residuals = (images - wide * values).norm(dim=0)
     noise = space.noise
+    slack = 2 * noise  # pairs closer than that cannot be told apart
     reached = residuals <= tol * values.abs()
     converged = bool((reached | (residuals <= noise)).all())
     sign = torch.where(wide.gather(0, wide.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    upper = _upper_bounds(values.tolist(), residuals.tolist(), noise)
+    upper = _upper_bounds(values.tolist(), residuals.tolist(), slack)
     return Eigenpairs(
         values,
         (wide * sign).to(space.basis),
         residuals,
-        values - noise,
+        values - slack,
         torch.tensor(upper, dtype=torch.float64, device=values.device),
         converged,
         converged and not bool(reached.all()),
