@@ -47,7 +47,7 @@ def spectra(model: nn.Module, data: list[Domain], checkpoints: list[Params], *, 
     for params in checkpoints:
         found: dict[str, Eigenpairs] = domain_spectra(Curvature(losses, params), K, tol=TOL, start=last)
         products += sum(pairs.products for pairs in found.values())
-        last = found if warm else None
+        last = {name: pairs.vectors for name, pairs in found.items()} if warm else None
     return products, time.perf_counter() - start
 
 

@@ -28,7 +28,7 @@ from disam_theory.operators import Curvature
 from disam_theory.spectrum import domain_spectra
 
 K, TOL = 5, 1e-3
-SAMPLES = {"cnn": 256, "resnet": 32, "vit": 20}
+SAMPLES = {"cnn": 256, "resnet": 96, "vit": 48}  # in total
 Vectors = dict[str, Tensor]  # (n, K) by name of the spectrum
 
 

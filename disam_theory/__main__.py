@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_spectral(spectrum)
     spectrum.add_argument("--kind", choices=("hessian", "ggn", "fisher"), default="hessian", help="which matrix")
     spectrum.add_argument("--parameters", nargs="+", metavar="PATTERN", default=[], help="only these, such as 'head.*'")
+    spectrum.add_argument("--per-layer", action="store_true", help="the diagonal block of each layer by itself")
     spectrum.add_argument("--samples", type=int, default=20, help="random vectors for the trace (default 20)")
     spectrum.add_argument("--density", action="store_true", help="also write the spectral density to --out")
     landscape = verbs.add_parser(

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from disam_theory.errors import UsageError
 from disam_theory.losses import model_losses, parameters_of
 from disam_theory.operators import Curvature, domain_gradients, weights_at
 from disam_theory.ranks import ALONE, Ranks
-from disam_theory.spectrum import Eigenpairs, domain_spectra
+from disam_theory.spectrum import Eigenpairs, Progress, domain_spectra
 
 SCHEMA = "disam-audit/1"
 
@@ -61,9 +61,12 @@ def audit(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     ranks: Ranks = ALONE,
-    progress: Callable[[int, int], None] = lambda products, running: None,
+    start: Mapping[str, torch.Tensor] | None = None,
+    progress: Progress = lambda products, running, error: None,
 ) -> list[Row]:
     """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, of a copy in evaluation mode.
+
+    ``start`` and ``progress`` are :func:`~disam_theory.spectrum.domain_spectra`'s.
 
     Raises:
         UsageError: NaN or Inf weights, or outputs that do not fit the labels.
@@ -82,7 +85,14 @@ def audit(
     beta = weights_at(losses, params, lam).double()
     curvature = Curvature(losses, params)
     spectra = domain_spectra(
-        curvature, min(k, curvature.size), lam=lam, tol=tol, max_products=max_products, rng=rng, progress=progress
+        curvature,
+        min(k, curvature.size),
+        lam=lam,
+        tol=tol,
+        max_products=max_products,
+        rng=rng,
+        start=start,
+        progress=progress,
     )
     total = sum(losses.sizes)
     inspired = float(alpha @ values - lam * values.var(correction=0))

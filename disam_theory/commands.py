@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,13 @@ from disam_theory.domains import Suite, load_suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import write_atomically
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
-from disam_theory.losses import Params, model_losses, parameters_of, restrict
+from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
 from disam_theory.operators import Curvature, hessian
 from disam_theory.provenance import one_line, provenance, sha256
 from disam_theory.ranks import Ranks, launched
-from disam_theory.spectrum import bottom_eigenpairs, domain_spectra, top_eigenpairs
-from disam_theory.stochastic import Density, spectral_density, trace
+from disam_theory.resume import Kept
+from disam_theory.spectrum import Eigenpairs, InterruptedSpectra, bottom_eigenpairs, domain_spectra, top_eigenpairs
+from disam_theory.stochastic import Density, Estimate, spectral_density, trace
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -33,29 +34,31 @@ def audit(arguments: argparse.Namespace) -> int:
     with launched(arguments.device) as (ranks, device_name):
         device = _device(device_name)
         model, suite = _load(arguments)
-        rows = audits.audit(
-            model,
-            suite.domains,
-            k=arguments.k,
-            lam=arguments.lam,
-            tol=arguments.tol,
-            max_products=arguments.max_products,
-            chunk=arguments.chunk,
-            rng=arguments.rng,
-            dtype=getattr(torch, arguments.dtype),
-            device=device,
-            ranks=ranks,
-            progress=_progress if ranks.rank == 0 else lambda products, running: None,
-        )
-        if ranks.rank:
-            return 0  # the first process says what all have found
         record = _record(arguments, suite, device, ranks)
+        with _kept(arguments, record, ranks) as kept:
+            rows = audits.audit(
+                model,
+                suite.domains,
+                k=arguments.k,
+                lam=arguments.lam,
+                tol=arguments.tol,
+                max_products=arguments.max_products,
+                chunk=arguments.chunk,
+                rng=arguments.rng,
+                dtype=getattr(torch, arguments.dtype),
+                device=device,
+                ranks=ranks,
+                start=kept.vectors,
+                progress=_progress if ranks.rank == 0 else lambda products, running, error: None,
+            )
+    if ranks.rank:
+        return 0  # the first process says what all have found
     texts = {
         "json": audits.as_json(rows, record) + "\n",
         "csv": audits.as_csv(rows),
         "table": audits.as_table(rows) + "\n",
     }
-    _deliver(arguments, "audit", texts, record)
+    _deliver(arguments, texts, record)
     _refuse_short([row.name for row in rows if not row.converged], arguments)
     return 0
 
@@ -65,43 +68,71 @@ def spectrum(arguments: argparse.Namespace) -> int:
     _check(arguments, "k", "chunk", "image_size", "samples")
     if arguments.density and not arguments.out:
         raise UsageError("--density writes a file; give --out DIR")
-    device = _device(arguments.device)
-    model, suite = _load(arguments)
-    private = model.to(device, getattr(torch, arguments.dtype)).eval()
-    data = [domain.to(device=device, dtype=getattr(torch, arguments.dtype)) for domain in suite.domains]
-    losses, params = model_losses(private, data, chunk=arguments.chunk), parameters_of(private)
-    losses.checked(params)
+    suite, device, losses, params = _losses(arguments)
     if arguments.parameters:
         losses, params = restrict(losses, params, *arguments.parameters)
-    curvature = Curvature(losses, params, kind=arguments.kind)
-    options = {"tol": arguments.tol, "max_products": arguments.max_products, "rng": arguments.rng}
-    tops = domain_spectra(curvature, min(arguments.k, curvature.size), **options, progress=_progress)
-    _progress(0, 0)
-    weights = {**dict(zip(losses.names, torch.eye(losses.M), strict=True)), "pooled": losses.shares}
-    rows, densities, short = [], {}, []
-    for name, top in tops.items():
-        operator = curvature.operator(weights[name])
-        bottom = bottom_eigenpairs(operator, 1, **options)
-        total = trace(operator, samples=arguments.samples, rng=arguments.rng)
-        row: dict[str, Any] = {"loss of": name, "trace": total.value, "trace_error": total.standard_error}
-        for j in range(len(top.values)):
-            row |= {f"lambda_{j + 1}": float(top.values[j])}
-            row |= {f"lower_{j + 1}": float(top.lower[j]), f"upper_{j + 1}": float(top.upper[j])}
-        row |= {"lambda_min": float(bottom.values[0]), "lower_min": float(bottom.lower[0])}
-        rows.append(
-            {**row, "upper_min": float(bottom.upper[0]), "products": top.products + bottom.products + total.products}
-        )
-        if arguments.density:
-            densities[name] = spectral_density(operator, rng=arguments.rng)
-        short += [name] * (not top.converged or not bottom.converged)
+    groups = layers(params) if arguments.per_layer else {"": list(params)}
     record = _record(arguments, suite, device, Ranks())
-    table = _spectrum_table(rows, min(arguments.k, curvature.size))
+    rows, densities = [], []
+    with _kept(arguments, record, Ranks()) as kept:
+        for layer, names in groups.items():
+            of_layer = Curvature(*restrict(losses, params, *names), kind=arguments.kind)
+            label = {"layer": layer} if arguments.per_layer else {}
+            for row, density in _spectra(of_layer, f"{layer}/", kept, arguments):
+                rows.append({**label, **row})
+                densities += [{**label, **line} for line in density]
+    table = _spectrum_table(rows, arguments.k)
     document = json.dumps({"schema": "disam-spectrum/1", "provenance": record, "rows": rows}, indent=1) + "\n"
-    _deliver(arguments, "spectrum", {"json": document, "csv": _csv(rows), "table": table}, record)
+    _deliver(arguments, {"json": document, "csv": _csv(rows), "table": table}, record)
     if arguments.density:
-        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{_csv(_density_rows(densities))}")
-    _refuse_short(short, arguments)
+        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{_csv(densities)}")
+    _refuse_short([row["loss of"] for row in rows if not row["converged"]], arguments)
     return 0
+
+
+def _spectra(
+    curvature: Curvature, prefix: str, kept: Kept, arguments: argparse.Namespace
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The row and the density of each domain, then of the pooled data; ``prefix`` tells what is kept apart."""
+    losses = curvature.losses
+    options = {"tol": arguments.tol, "max_products": arguments.max_products, "rng": arguments.rng}
+    weights = {**dict(zip(losses.names, torch.eye(losses.M), strict=True)), "pooled": losses.shares}
+    if any(prefix + name not in kept.rows for name in weights):
+        tops = _resumed(curvature, prefix, kept, arguments, options)
+    for name, row in weights.items():
+        if prefix + name not in kept.rows:
+            operator = curvature.operator(row)
+            bottom = bottom_eigenpairs(operator, 1, **options)
+            total = trace(operator, samples=arguments.samples, rng=arguments.rng)
+            density = spectral_density(operator, rng=arguments.rng) if arguments.density else None
+            kept.rows[prefix + name] = (_row(name, tops[name], bottom, total), _density_rows(name, density))
+        yield kept.rows[prefix + name]
+
+
+def _resumed(
+    curvature: Curvature, prefix: str, kept: Kept, arguments: argparse.Namespace, options: Mapping[str, Any]
+) -> dict[str, Eigenpairs]:
+    """The top eigenpairs, started from the vectors that were kept."""
+    start = {name.removeprefix(prefix): v for name, v in kept.vectors.items() if name.startswith(prefix)}
+    try:
+        tops = domain_spectra(curvature, min(arguments.k, curvature.size), start=start, progress=_progress, **options)
+    except InterruptedSpectra as stop:
+        raise InterruptedSpectra({prefix + name: vectors for name, vectors in stop.vectors.items()}) from stop
+    kept.vectors |= {prefix + name: pairs.vectors for name, pairs in tops.items()}
+    return tops
+
+
+def _row(name: str, top: Eigenpairs, bottom: Eigenpairs, total: Estimate) -> dict[str, Any]:
+    row: dict[str, Any] = {"loss of": name, "trace": total.value, "trace_error": total.standard_error}
+    for pairs, ends in ((top, range(1, len(top.values) + 1)), (bottom, ("min",))):
+        for j, end in enumerate(ends):
+            row |= {f"lambda_{end}": float(pairs.values[j]), f"residual_{end}": float(pairs.residuals[j])}
+            row |= {f"lower_{end}": float(pairs.lower[j]), f"upper_{end}": float(pairs.upper[j])}
+    return {
+        **row,
+        "converged": top.converged and bottom.converged,
+        "products": top.products + bottom.products + total.products,
+    }
 
 
 def landscape(arguments: argparse.Namespace) -> int:
@@ -109,12 +140,7 @@ def landscape(arguments: argparse.Namespace) -> int:
     _check(arguments, "chunk", "image_size", "points")
     if not 0 < arguments.span < float("inf"):
         raise UsageError(f"span is {arguments.span}; it must be finite and above 0")
-    device = _device(arguments.device)
-    model, suite = _load(arguments)
-    private = model.to(device, getattr(torch, arguments.dtype)).eval()
-    data = [domain.to(device=device, dtype=getattr(torch, arguments.dtype)) for domain in suite.domains]
-    losses, params = model_losses(private, data, chunk=arguments.chunk), parameters_of(private)
-    losses.checked(params)
+    suite, device, losses, params = _losses(arguments)
     directions = _directions(arguments, losses, params)
     at = torch.linspace(-arguments.span, arguments.span, arguments.points, dtype=torch.float64)
     columns = (*losses.names, "pooled")
@@ -134,7 +160,7 @@ def landscape(arguments: argparse.Namespace) -> int:
     record = _record(arguments, suite, device, Ranks())
     document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
     table = audits.aligned([[_short(value) for value in row.values()] for row in rows], list(rows[0])) + "\n"
-    _deliver(arguments, "landscape", {"json": document, "csv": _csv(rows), "table": table}, record)
+    _deliver(arguments, {"json": document, "csv": _csv(rows), "table": table}, record)
     return 0
 
 
@@ -149,6 +175,23 @@ def _load(arguments: argparse.Namespace) -> tuple[nn.Module, Suite]:
     state = load_state_dict(arguments.checkpoint)
     model = fill(load_model(arguments.model), state, str(arguments.checkpoint))
     return model, load_suite(arguments.data, rng=arguments.rng, image_size=arguments.image_size)
+
+
+def _losses(arguments: argparse.Namespace) -> tuple[Suite, torch.device, DomainLosses, Params]:
+    device, dtype = _device(arguments.device), getattr(torch, arguments.dtype)
+    model, suite = _load(arguments)
+    private = model.to(device, dtype).eval()
+    data = [domain.to(device=device, dtype=dtype) for domain in suite.domains]
+    losses, params = model_losses(private, data, chunk=arguments.chunk), parameters_of(private)
+    losses.checked(params)
+    return suite, device, losses, params
+
+
+def _kept(arguments: argparse.Namespace, record: Mapping[str, Any], ranks: Ranks) -> Kept:
+    """What an interrupted run of the same command has left; of several processes the first one writes it."""
+    chosen = {name: value for name, value in vars(arguments).items() if name not in ("out", "format", "device")}
+    key = {**chosen, "checkpoint_sha256": record["checkpoint_sha256"], "version": record["disam_theory"]}
+    return Kept(arguments.out, arguments.verb, key, writes=ranks.rank == 0)
 
 
 def _check(arguments: argparse.Namespace, *counts: str) -> None:
@@ -173,9 +216,10 @@ def _record(arguments: argparse.Namespace, suite: Suite, device: torch.device, r
     )
 
 
-def _deliver(arguments: argparse.Namespace, name: str, texts: Mapping[str, str], record: dict[str, Any]) -> None:
-    """Write ``NAME.json`` and ``NAME.csv`` where asked for, and print what was asked for."""
-    _progress(0, 0)
+def _deliver(arguments: argparse.Namespace, texts: Mapping[str, str], record: dict[str, Any]) -> None:
+    """Write ``VERB.json`` and ``VERB.csv`` where asked for, and print what was asked for."""
+    name = arguments.verb
+    _progress(0, 0, 0.0)
     if arguments.out:
         write_atomically(arguments.out / f"{name}.json", texts["json"])
         write_atomically(arguments.out / f"{name}.csv", f"# {one_line(record)}\n{texts['csv']}")
@@ -199,36 +243,48 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _progress(products: int, running: int) -> None:
+def _progress(products: int, running: int, error: float) -> None:
     if sys.stderr.isatty():
-        shown = f"{products} products, {running} spectra running" if running else ""
+        shown = f"{products} products; {running} spectra running, relative residual {error:.1e}" if running else ""
         print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _density_rows(densities: Mapping[str, Density]) -> list[dict[str, Any]]:
+def _density_rows(name: str, density: Density | None) -> list[dict[str, Any]]:
+    if density is None:
+        return []
+    columns = (density.grid, density.density, density.standard_error)
     return [
-        {"loss of": name, "eigenvalue": float(x), "density": float(y), "standard_error": float(e)}
-        for name, density in densities.items()
-        for x, y, e in zip(density.grid, density.density, density.standard_error, strict=True)
+        {"loss of": name, "eigenvalue": x, "density": y, "standard_error": e}
+        for x, y, e in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
 def _spectrum_table(rows: Sequence[Mapping[str, Any]], k: int) -> str:
-    head = ["loss of", "trace", *(f"lambda_{j + 1}" for j in range(k)), "lambda_min"]
-    lines = []
-    for row in rows:
-        ends = [*range(1, k + 1), "min"]
-        intervals = [f"{row[f'lambda_{j}']:.5g} [{row[f'lower_{j}']:.5g}, {row[f'upper_{j}']:.5g}]" for j in ends]
-        lines.append([row["loss of"], f"{row['trace']:.4g} ± {row['trace_error']:.1g}", *intervals])
-    return audits.aligned(lines, head) + "\n"
+    ends = [*range(1, k + 1), "min"]
+    labels = [name for name in ("layer", "loss of") if name in rows[0]]
+    lines = [
+        [
+            *(row[label] for label in labels),
+            f"{row['trace']:.4g} ± {row['trace_error']:.1g}",
+            *(_interval(row, j) if f"lambda_{j}" in row else "" for j in ends),
+            "" if row["converged"] else "! not converged",
+        ]
+        for row in rows
+    ]
+    return audits.aligned(lines, [*labels, "trace", *(f"lambda_{j}" for j in ends), ""]) + "\n"
+
+
+def _interval(row: Mapping[str, Any], end: int | str) -> str:
+    return f"{row[f'lambda_{end}']:.5g} [{row[f'lower_{end}']:.5g}, {row[f'upper_{end}']:.5g}]"
 
 
 def _short(value: Any) -> str:

@@ -203,16 +203,18 @@ def loader_losses(
     loaders: Mapping[str, Iterable[Sequence[Tensor]]],
     *,
     criterion: Criterion = cross_entropy,
+    batch_statistics: bool = False,
 ) -> DomainLosses:
     """The losses of domains whose data come from loaders (domain name -> iterable of (inputs, labels)).
 
     For data that do not fit into memory: nothing but the batch at hand is held. The model is copied, in evaluation
-    mode. A loader that gives other data at a later pass is refused when it does.
+    mode, with ``batch_statistics`` as in :func:`model_losses`. A loader that gives other data at a later pass
+    is refused when it does.
 
     Raises:
         UsageError: a loader with fewer than two samples.
     """
-    private = copy.deepcopy(model).eval()
+    private = _private(model, batch_statistics)
     parts = []
     for name, loader in loaders.items():
         batches = [(len(labels), _checksum(inputs, labels)) for inputs, labels, *_ in loader]
@@ -247,17 +249,20 @@ def model_losses(
     *,
     criterion: Criterion = cross_entropy,
     chunk: int = 1024,
+    batch_statistics: bool = False,
     ranks: Ranks = ALONE,
 ) -> DomainLosses:
     r"""$L_i(w)=\frac1{n_i}\sum_{j}\ell(f_w(x_j),y_j)$ over each domain, in micro-batches of at most ``chunk`` samples.
 
     The model is copied and put in evaluation mode (no dropout, running statistics in batch norm), so the caller's
-    model is not touched and the loss is a deterministic function of the parameters. With several ``ranks`` this
-    process evaluates its share of each domain, and what is summed over parts is summed over the ranks too.
+    model is not touched and the loss is a deterministic function of the parameters. With ``batch_statistics`` batch
+    norm uses each micro-batch's own mean and variance, as in training, and tracks nothing: then ``chunk`` is part of
+    the definition of the loss. With several ``ranks`` this process evaluates its share of each domain, and what is
+    summed over parts is summed over the ranks too.
     """
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 sample")
-    private = copy.deepcopy(model).eval()
+    private = _private(model, batch_statistics)
     parts = tuple(
         tuple(
             ModelPart(private, x, y, criterion, len(y) / len(domain))
@@ -269,6 +274,15 @@ def model_losses(
         for domain in domains
     )
     return DomainLosses(tuple(d.name for d in domains), tuple(len(d) for d in domains), parts, ranks)
+
+
+def _private(model: nn.Module, batch_statistics: bool) -> nn.Module:
+    """A copy in evaluation mode; where batch norm has no running statistics it takes the batch's."""
+    private = copy.deepcopy(model).eval()
+    for module in private.modules() if batch_statistics else ():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.running_mean = module.running_var = None
+    return private
 
 
 def restrict(losses: DomainLosses, params: Params, *patterns: str) -> tuple[DomainLosses, Params]:
@@ -293,6 +307,14 @@ def restrict(losses: DomainLosses, params: Params, *patterns: str) -> tuple[Doma
         for parts in losses.parts
     )
     return replace(losses, parts=parts), chosen
+
+
+def layers(params: Params) -> dict[str, list[str]]:
+    """The names of the parameters of each module that has some of its own, in the model's order."""
+    found: dict[str, list[str]] = {}
+    for name in params:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
 
 
 def quadratic_losses(

@@ -150,23 +150,42 @@ def _double_backward(part: Part, leaves: Params) -> tuple[Product, int]:
     inputs = list(leaves.values())
     with torch.enable_grad(), twice_differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         value = part(leaves)
-        first = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+        _refuse_once_differentiable(value)
+        constant = not value.requires_grad
+        first = () if constant else torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
     curved = [j for j, g in enumerate(first) if g.requires_grad]  # elsewhere the loss is linear
 
     def product(vector: Tensor) -> Tensor:
         if not curved:
             return torch.zeros_like(vector)
         pieces = list(unflatten(vector, leaves).values())
-        images = torch.autograd.grad(
-            [first[j] for j in curved],
-            inputs,
-            [pieces[j] for j in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        with twice_differentiable():
+            images = torch.autograd.grad(
+                [first[j] for j in curved],
+                inputs,
+                [pieces[j] for j in curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
         return torch.cat([image.reshape(-1) for image in images])
 
     return product, sum(storages.values())
+
+
+def _refuse_once_differentiable(value: Tensor) -> None:
+    """Autograd takes what such a function leaves out of a second derivative for zero, mostly without an error."""
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        function = getattr(node, "_forward_cls", None)  # of an autograd.Function written in Python
+        if function and function.backward.__code__.co_filename == torch.autograd.function.__file__:
+            raise UsageError(
+                f"{NOT_TWICE}: {function.__name__} is marked once_differentiable; give it a double backward"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
 
 
 def _gauss_newton(part: Part, params: Params) -> Product:
@@ -246,8 +265,18 @@ def weights_at(losses: DomainLosses, params: Params, lam: float) -> Tensor:
 
 def domain_gradients(losses: DomainLosses, params: Params) -> Tensor:
     r"""$\nabla L_i(w)$ of each domain, flat, (M, n)."""
+    leaves = {name: p.detach().clone().requires_grad_(True) for name, p in params.items()}
+    inputs = list(leaves.values())
+
+    def gradient(part: Part) -> Tensor:
+        with torch.enable_grad():
+            value = part(leaves)
+        if not value.requires_grad:
+            return torch.zeros_like(nothing)
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, inputs, materialize_grads=True)])
+
     nothing = torch.zeros_like(flatten(params))
-    rows = [sum((flatten(grad(part)(params)) for part in parts), nothing) for parts in losses.parts]
+    rows = [sum(map(gradient, parts), nothing) for parts in losses.parts]
     return losses.ranks.total(torch.stack(rows))
 
 
@@ -268,9 +297,17 @@ def _size(params: Params) -> int:
     return sum(p.numel() for p in params.values())
 
 
+NOT_TWICE = "the loss cannot be differentiated twice"
+UNSUPPORTED = ("derivative for", "forward AD", "autograd.Function")  # what torch says of an operation without a formula
+
+
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Fused attention has no second derivative: use the plain formula meanwhile, and restore what was set before."""
+    """Fused attention has no second derivative: use the plain formula meanwhile, and restore what was set before.
+
+    Raises:
+        UsageError: an operation has no derivative that is needed; the message names it.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -278,5 +315,10 @@ def twice_differentiable() -> Iterator[None]:
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in UNSUPPORTED):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"{NOT_TWICE}: {reason}; try the other mode, or replace that operation") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

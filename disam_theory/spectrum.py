@@ -1,9 +1,9 @@
 r"""Symmetric operators -> their largest (or smallest) algebraic eigenpairs, each in a certified interval.
 
 One process works for every start: a subspace $Q$ (n, m) and pending directions $U$ (n, o) with
-$HQ=QT+UC$. From a random vector it is Lanczos' (1950); after a restart, or from given vectors, it goes on along the
-residual of the pair that is least converged (Stathopoulos and McCombs 2010, without a preconditioner). It is written
-as a generator that yields a vector and is sent its image, so that many spectra share each pass over the data.
+$HQ=QT+UC$. From one vector it is Lanczos' (1950); after a restart it goes on along the residual of the pair that is
+least converged (Stathopoulos and McCombs 2010, without a preconditioner). It is written as a generator that yields a
+vector and is sent its image, so that many spectra share each pass over the data.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SMALL = 64  # in a space so small the search goes on to the end
 BASIS_BYTES = 2**30  # the basis is restarted before it takes more memory than this
 
 Found = TypeVar("Found")
+Progress = Callable[[int, int, float], None]
 Process = Generator[Tensor, Tensor, Found]  # yields a vector (n,), is sent its image, returns what it found
 
 
@@ -67,8 +68,8 @@ def top_eigenpairs(
     Sharpness is the largest algebraic eigenvalue, not the largest in magnitude: at a saddle the two differ. Stops once
     $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs (or at round-off, which an
     eigenvalue of zero needs) and a random probe shows none that was missed, such as the second of two
-    equal ones; then recomputes the residuals from the vectors it returns. ``start`` (n, j): vectors to start from, such
-    as those of the checkpoint before.
+    equal ones; then recomputes the residuals from the vectors it returns. ``start`` (n, j): eigenvectors of a nearby
+    matrix, such as those of the checkpoint before; the search starts from their sum.
 
     Raises:
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
@@ -95,16 +96,21 @@ def domain_spectra(
     tol: float = 1e-4,
     max_products: int = 300,
     rng: int = 0,
-    start: Mapping[str, Eigenpairs] | None = None,
-    progress: Callable[[int, int], None] = lambda products, running: None,
+    start: Mapping[str, Tensor] | None = None,
+    progress: Progress = lambda products, running, error: None,
 ) -> dict[str, Eigenpairs]:
     r"""The top ``k`` eigenpairs of each domain's matrix and of ``pooled`` $\sum_i\alpha_iA_i$.
 
     With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
     :func:`~disam_theory.operators.domain_inspired_hessian`. They advance in lockstep: every round is one pass over the
-    data for all spectra that have not converged. ``start``: the spectra of a nearby checkpoint, whose vectors are
-    started from. ``progress`` is called after each round with the products spent and the number of spectra still
-    running.
+    data for all spectra that have not converged. ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or
+    of an interrupted search. ``progress`` is called after each round with the products spent, the number of spectra
+    still running and their largest relative residual.
+
+    Raises:
+        UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
+        ComputationError: a product is NaN or Inf.
+        InterruptedSpectra: on Ctrl-C, with the vectors found so far.
     """
     losses = curvature.losses
     weights = dict(zip(losses.names, torch.eye(losses.M, dtype=torch.float64), strict=True))
@@ -122,15 +128,25 @@ def domain_spectra(
         for name in corrections.keys() & wanted.keys():
             images[name] += corrections[name](wanted[name])
         spent += len(wanted)
-        progress(spent, len(wanted))
+        progress(spent, len(wanted), max(spaces[name].error for name in wanted))
         return images
 
-    def process(name: str) -> Process[Eigenpairs]:
-        space = Subspace(curvature, torch.Generator().manual_seed(rng))
-        space.give(start[name].vectors if start and name in start else None)
-        return eigen_process(space, k, tol=tol, max_products=max_products)
+    spaces = {name: Subspace(curvature, torch.Generator().manual_seed(rng)) for name in weights}
+    for name, space in spaces.items():
+        space.give(start.get(name) if start else None)
+    processes = {name: eigen_process(space, k, tol=tol, max_products=max_products) for name, space in spaces.items()}
+    try:
+        return run_together(processes, products)
+    except KeyboardInterrupt as stop:
+        raise InterruptedSpectra({name: space.leading(k) for name, space in spaces.items() if space.m}) from stop
 
-    return run_together({name: process(name) for name in weights}, products)
+
+class InterruptedSpectra(KeyboardInterrupt):
+    """Ctrl-C during :func:`domain_spectra`; ``vectors`` (n, j) by spectrum can be its ``start`` another time."""
+
+    def __init__(self, vectors: dict[str, Tensor]) -> None:
+        super().__init__("interrupted")
+        self.vectors = vectors
 
 
 def run_together(
@@ -176,15 +192,14 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
     spent, probe = 0, None  # probe: the column of the basis where the probe begins
     while True:
         values, mixing, errors = space.ritz(k)
+        space.error = float((errors / values.abs()).nan_to_num(0.0).max()) if len(values) == k else math.inf
         goal = (tol * values.abs()).clamp(min=space.noise)
         excess = (errors / goal).nan_to_num(0.0)  # 0/0: a zero operator, solved exactly
         settled = len(values) == k and bool((excess <= 1).all())
         if space.m == space.n or spent == max_products:
             break
         direction = None
-        if space.given:
-            space.given -= 1
-        elif settled:
+        if settled:
             if probe is None:
                 probe, direction = space.m, space.add_random()
             else:
@@ -222,22 +237,16 @@ class Subspace:
         self.pending = self._stored[0, :0]
         self.projected = torch.zeros(0, 0, dtype=torch.float64)
         self.coupling = torch.zeros(0, 0, dtype=torch.float64)
-        self.given = 0  # how many of the first pending rows are to be expanded before any other
+        self.error = math.inf  # the largest relative residual of the pairs wanted
 
     def give(self, vectors: Tensor | None) -> None:
-        """Start from these columns (n, j), or from a random one."""
-        if vectors is None:
-            rows = self._random(1)
-        elif vectors.ndim == 2 and len(vectors) == self.n:
-            rows = vectors.T.to(*self._like)
-        else:
+        """Start along the sum of these columns (n, j), or along a random vector."""
+        if vectors is not None and (vectors.ndim != 2 or len(vectors) != self.n):
             raise UsageError(f"start has shape {tuple(vectors.shape)}; give vectors as columns, ({self.n}, j)")
-        kept = [row for row in map(self._orthogonal, rows) if float(row.norm()) > 0]
-        if kept:
-            rows = torch.linalg.qr(torch.stack(kept).T).Q.T[: self.n - self.m - len(self.pending)]
-            self.pending = torch.cat([rows, self.pending])
-            self.coupling = torch.cat([torch.zeros(len(rows), self.m, dtype=torch.float64), self.coupling])
-            self.given = len(rows)
+        row = self._random(1)[0] if vectors is None else vectors.sum(1).to(*self._like)
+        if float(row.norm()) > 0:
+            self.pending = (row / row.double().norm())[None]
+            self.coupling = torch.zeros(1, 0, dtype=torch.float64)
 
     @property
     def m(self) -> int:
@@ -266,6 +275,10 @@ class Subspace:
         mixing = vectors[:, -k:].flip(1) if self.m else vectors
         return values[-k:].flip(0), mixing, (self.coupling @ mixing).norm(dim=0)
 
+    def leading(self, k: int) -> Tensor:
+        """The leading Ritz vectors (n, up to k)."""
+        return (self.ritz(k)[1].T.to(self.basis) @ self.basis).T
+
     def height_from(self, column: int) -> tuple[float, Tensor | None]:
         """A bound of what the basis from ``column`` on has yet to show, and where to look next.
 
@@ -287,7 +300,7 @@ class Subspace:
         """Put a random row, orthogonal to all others, last among the pending; its direction, None without room."""
         if self.m + len(self.pending) >= self.n:
             return None
-        row = self._orthogonal(self._random(1)[0])
+        row = self._orthogonal(self._orthogonal(self._random(1)[0]))
         self.pending = torch.cat([self.pending, (row / row.norm())[None]])
         self.coupling = torch.cat([self.coupling, torch.zeros(1, self.m, dtype=torch.float64)])
         return torch.eye(len(self.pending), dtype=torch.float64)[-1]
@@ -321,9 +334,9 @@ class Subspace:
         along = self.pending.double() @ image.double()
         near = known.nonzero()[:, 0]  # one row in Lanczos' recurrence, all of them just after a restart
         remainder = image - diagonal.to(image) * row - known[near].to(image) @ self.basis[near.to(image.device)]
-        before, remainder = remainder.norm(), self._orthogonal(remainder, passes=1)
+        before, remainder = remainder.norm(), self._orthogonal(remainder)
         if float(remainder.norm()) < 0.7 * float(before):  # the criterion of Daniel, Gragg, Kaufman and Stewart (1976)
-            remainder = self._orthogonal(remainder, passes=1)
+            remainder = self._orthogonal(remainder)
         length = remainder.double().norm()
         self.coupling = torch.cat([self.coupling, along.cpu()[:, None]], dim=1)
         if float(length) > self.noise / 10:  # dropped parts add up
@@ -338,12 +351,11 @@ class Subspace:
         self._stored[:, : len(values)] = mixing.T.to(self.basis) @ self._stored[:, : self.m]
         self.projected, self.coupling = torch.diag(values), self.coupling @ mixing
 
-    def _orthogonal(self, rows: Tensor, *, passes: int = 2) -> Tensor:
-        """The part of a row (n,), or of rows (j, n), that is orthogonal to the basis and the pending rows."""
-        for _ in range(passes):
-            for known in (self.basis, self.pending):
-                rows = rows - (rows @ known.T) @ known
-        return rows
+    def _orthogonal(self, row: Tensor) -> Tensor:
+        """One pass of Gram-Schmidt: the part of a row (n,) that is orthogonal to the basis and the pending rows."""
+        for known in (self.basis, self.pending):
+            row = row - (row @ known.T) @ known
+        return row
 
     def _random(self, rows: int) -> Tensor:
         """Drawn on the CPU so that every device starts alike."""

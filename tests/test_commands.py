@@ -5,13 +5,14 @@ import itertools
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from disam_theory.__main__ import main
 from disam_theory.domains import load_suite
 from disam_theory.losses import model_losses, parameters_of, restrict
 from disam_theory.models import digits_mlp
-from disam_theory.operators import domain_hessian, hessian
+from disam_theory.operators import Curvature, domain_hessian, hessian
 
 MODEL = ["--model", "disam_theory.models:digits_mlp", "--data", "digits-rotated"]
 
@@ -99,6 +100,58 @@ def test_along_an_eigenvector_the_loss_bends_by_its_eigenvalue(trained, capsys, 
         capsys, "spectrum", "c.pt", *MODEL, "-k", "1", "--samples", "2", "--dtype", "float64", "--format", "json"
     )
     assert (left - 2 * middle + right) / 1e-4 == pytest.approx(json.loads(out)["rows"][-1]["lambda_1"], rel=1e-2)
+
+
+def test_per_layer_gives_a_row_a_layer_and_domain(trained, capsys):
+    options = ["--per-layer", "-k", "1", "--samples", "2", "--tol", "1e-5"]
+    _, out, _ = run(capsys, "spectrum", "c.pt", *MODEL, *options, "--format", "json")
+    rows = json.loads(out)["rows"]
+    assert [(row["layer"], row["loss of"]) for row in rows] == [
+        (layer, name) for layer in ("0", "2") for name in ("rot0", "rot25", "rot50", "rot75", "pooled")
+    ]
+    _, out, _ = run(capsys, "spectrum", "c.pt", *MODEL, *options[1:], "--parameters", "2.*", "--format", "json")
+    alone = json.loads(out)["rows"]
+    assert [row["lambda_1"] for row in rows[5:]] == pytest.approx([row["lambda_1"] for row in alone], rel=1e-5)
+
+
+@pytest.mark.parametrize(("verb", "after"), [("audit", 12), ("spectrum", 12), ("spectrum", 100)])
+def test_an_interrupted_command_goes_on_from_what_it_had(trained, capsys, monkeypatch, tmp_path, verb, after):
+    """Interrupted among the top eigenvalues, or later among the bottom ones and traces."""
+    command = [verb, "c.pt", *MODEL, "-k", "2", "--format", "csv"]
+    _, whole, _ = run(capsys, *command, "--out", "whole")
+    products, calls = Curvature.products, itertools.count()
+
+    def interrupted(self, vectors, weights):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return products(self, vectors, weights)
+
+    monkeypatch.setattr(Curvature, "products", interrupted)
+    code, out, err = run(capsys, *command, "--out", "o")
+    assert (code, out) == (130, "")
+    assert err == "disam-theory: interrupted; the same command goes on from what is done\n"
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [f".{verb}.partial"]
+    monkeypatch.setattr(Curvature, "products", products)
+    code, out, err = run(capsys, *command, "--out", "o")
+    assert (code, err) == (0, "")
+    assert not (tmp_path / f"o/.{verb}.partial").exists()
+    resumed, first = (list(csv.DictReader(text.splitlines())) for text in (out, whole))
+    for row, other in zip(resumed, first, strict=True):
+        for j in ("1", "2"):
+            assert float(row[f"lambda_{j}"]) == pytest.approx(float(other[f"lambda_{j}"]), rel=1e-4)
+
+
+def test_what_another_command_left_is_not_used(trained, capsys, tmp_path):
+    vectors = torch.zeros(3, 1)  # would be refused as a start
+    (tmp_path / "o").mkdir()
+    partial = tmp_path / "o/.audit.partial"
+    partial.write_bytes(safetensors.torch.save({"pooled": vectors}, {"key": "another", "rows": "{}"}))
+    assert run(capsys, "audit", "c.pt", *MODEL, "-k", "1", "--out", "o")[0] == 0
+    partial.write_bytes(b"junk")
+    code, _, err = run(capsys, "audit", "c.pt", *MODEL, "-k", "1", "--out", "o")
+    assert code == 2
+    assert "o/.audit.partial: cannot be gone on from" in err
+    assert "remove it to start anew" in err
 
 
 @pytest.mark.parametrize(

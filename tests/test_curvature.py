@@ -12,14 +12,22 @@ from disam_theory.errors import ComputationError, UsageError
 from disam_theory.losses import (
     DomainLosses,
     cross_entropy,
+    layers,
     model_losses,
     parameters_of,
     quadratic_losses,
     restrict,
     squared_error,
 )
-from disam_theory.operators import Curvature, SymmetricOperator, domain_hessian, domain_inspired_hessian, hessian
-from disam_theory.spectrum import bottom_eigenpairs, domain_spectra, top_eigenpairs
+from disam_theory.operators import (
+    Curvature,
+    SymmetricOperator,
+    domain_gradients,
+    domain_hessian,
+    domain_inspired_hessian,
+    hessian,
+)
+from disam_theory.spectrum import InterruptedSpectra, bottom_eigenpairs, domain_spectra, top_eigenpairs
 
 
 class Recurrent(nn.Module):
@@ -216,10 +224,108 @@ def test_a_warm_start_saves_products_and_changes_no_value(made):
     cold = domain_spectra(Curvature(losses, params), 2, tol=1e-6)
     moved = {name: p + 1e-4 for name, p in params.items()}
     again = domain_spectra(Curvature(losses, moved), 2, tol=1e-6)
-    warm = domain_spectra(Curvature(losses, moved), 2, tol=1e-6, start=cold)
+    warm = domain_spectra(Curvature(losses, moved), 2, tol=1e-6, start={n: p.vectors for n, p in cold.items()})
     for name in warm:
         torch.testing.assert_close(warm[name].values, again[name].values, rtol=1e-9, atol=1e-12)
     assert sum(p.products for p in warm.values()) < sum(p.products for p in again.values())
+
+
+def test_batch_statistics_are_used_and_not_tracked(make_domain):
+    """With them the Hessian is that of the network in training mode, one micro-batch at a time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    domains = [make_domain("a", 8, (3,), rng=0), make_domain("b", 6, (3,), rng=1)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    params = parameters_of(model)
+    operators = {
+        choice: hessian(model_losses(model, domains, chunk=4, batch_statistics=choice), params, weights=[1.0, 0.0])
+        for choice in (False, True)
+    }
+
+    def loss(vector):
+        pieces = dict(zip(params, vector.split([p.numel() for p in params.values()]), strict=True))
+        w = {name: piece.view(params[name].shape) for name, piece in pieces.items()}
+        total = 0.0
+        for x, y in zip(domains[0].inputs.split(4), domains[0].labels.split(4), strict=True):
+            z = x @ w["0.weight"].T + w["0.bias"]
+            z = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() * w["1.weight"] + w["1.bias"]
+            total = total + nn.functional.cross_entropy(z.tanh() @ w["3.weight"].T + w["3.bias"], y) / 2
+        return total
+
+    exact = torch.autograd.functional.hessian(loss, torch.cat([p.reshape(-1) for p in params.values()]))
+    torch.testing.assert_close(operators[True].dense(), exact, rtol=1e-9, atol=1e-12)
+    assert float((operators[False].dense() - exact).norm()) > 0.1 * float(exact.norm())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, up):
+        return 2 * ctx.saved_tensors[0] * up
+
+
+ONCE = {"kept": "Squared is marked once_differentiable", "forward": "In order to use an autograd.Function"}
+CTC = {"kept": "derivative for aten::_ctc_loss_backward", "forward": "forward AD with _ctc_loss"}
+
+
+@pytest.mark.parametrize("mode", ["kept", "forward"])
+@pytest.mark.parametrize(("loss", "reasons"), [("squared", ONCE), ("ctc", CTC)])
+def test_what_cannot_be_differentiated_twice_is_named(mode, loss, reasons):
+    """Autograd alone would leave out the part of a once-differentiable function, and give a wrong product."""
+
+    def part(params):
+        if loss == "squared":
+            return Squared.apply(params["w"]).sum()
+        scores = params["w"].view(4, 1, 3).log_softmax(-1)
+        return nn.functional.ctc_loss(scores, torch.tensor([[1]]), (4,), (1,))
+
+    losses = DomainLosses(("a",), (2,), ((part,),))
+    curvature = Curvature(losses, {"w": torch.linspace(0, 1, 12)}, mode=mode)
+    with pytest.raises(UsageError, match=f"cannot be differentiated twice: .*{reasons[mode]}"):
+        curvature.operator([1.0]).matvec(torch.ones(12))
+
+
+@pytest.mark.parametrize("mode", ["kept", "forward"])
+def test_a_loss_that_does_not_depend_on_the_parameters_has_no_curvature(mode):
+    losses = DomainLosses(("a",), (2,), ((lambda params: torch.tensor(3.0),),))
+    curvature = Curvature(losses, {"w": torch.ones(2)}, mode=mode)
+    assert torch.equal(curvature.operator([1.0]).dense(), torch.zeros(2, 2))
+    assert torch.equal(domain_gradients(losses, curvature.params), torch.zeros(1, 2))
+
+
+def test_layers_are_the_diagonal_blocks(made):
+    _, _, losses, params = made()
+    groups = layers(params)
+    assert groups == {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
+    whole = dense(Curvature(losses, params), losses.shares)
+    first = dense(Curvature(*restrict(losses, params, *groups["0"])), losses.shares)
+    second = dense(Curvature(*restrict(losses, params, *groups["2"])), losses.shares)
+    torch.testing.assert_close(first, whole[: len(first), : len(first)])
+    torch.testing.assert_close(second, whole[len(first) :, len(first) :])
+
+
+def test_an_interrupted_search_gives_what_it_has(made):
+    _, _, losses, params = made()
+    curvature = Curvature(losses, params)
+
+    def stop_late(products, running, error):
+        if products >= 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedSpectra) as stopped:
+        domain_spectra(curvature, 2, tol=1e-9, progress=stop_late)
+    whole = domain_spectra(curvature, 2, tol=1e-9)
+    rest = domain_spectra(curvature, 2, tol=1e-9, start=stopped.value.vectors)
+    assert set(stopped.value.vectors) == set(whole)
+    for name, pairs in whole.items():
+        torch.testing.assert_close(rest[name].values, pairs.values)
+    assert sum(p.products for p in rest.values()) < sum(p.products for p in whole.values())
 
 
 def operator(matrix):
