@@ -52,7 +52,7 @@ class Claim:
     ``expected`` makes a changed verdict an error: a misprint that stays refuted is success. A study cut short
     (``--quick``) has less power and another regime: there a ``statistical`` claim counts as changed only where it
     contradicts what is expected, supported in place of refuted or the reverse.
-    ``repaired_by`` names the claim that states what does hold.
+    ``repaired_by`` names the claim that states what does hold. ``references`` are works that the check rests on.
     """
 
     id: str
@@ -64,6 +64,7 @@ class Claim:
     check: Callable[[Any], Evidence]
     statistical: bool = False
     repaired_by: str | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Finding:
             "expected": claim.expected.value,
             "as_expected": self.as_expected,
             "repaired_by": claim.repaired_by,
+            "references": list(claim.references),
             "reason": self.evidence.reason,
             "evidence": self.evidence.data,
             "seconds": round(self.seconds, 3),
