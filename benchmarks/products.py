@@ -1,12 +1,14 @@
 """One Hessian product against one gradient, in each mode, and its peak memory. ``python benchmarks/products.py``.
 
+Beside the package's modes two that it does not offer: ``torch.func.linearize`` of the gradient, and two vectors in one
+backward pass (``is_grads_batched``; the time is that of one of the two). The first call of each, which builds what is
+kept, is reported apart.
 Times are medians over products taken in turn with gradients. Memory is the peak of the process above what it held
 before, each measurement in a process of its own.
 """
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,16 +18,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.func import grad, linearize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models import domains, trained
+from models import domains, peak_added, trained
 
-from disam_theory.losses import model_losses, parameters_of
-from disam_theory.operators import Curvature, domain_gradients
+from disam_theory.domains import Domain
+from disam_theory.losses import DomainLosses, Params, model_losses, parameters_of
+from disam_theory.operators import Curvature, domain_gradients, twice_differentiable
 
 SAMPLES, CHUNK, REPEATS = 64, 32, 9
-WHAT = ("gradient", "kept", "kept, no memory", "forward")
+WHAT = (
+    "gradient",
+    "kept",
+    "kept, no memory",
+    "forward",
+    "linearised",
+    "two vectors",
+    "curvlinops",
+    "hessian-eigenthings",
+)
 
 
 def work(name: str, what: str) -> Callable[[], object]:
@@ -35,12 +49,75 @@ def work(name: str, what: str) -> Callable[[], object]:
     losses, params = model_losses(model, data, chunk=CHUNK), parameters_of(model)
     if what == "gradient":
         return lambda: domain_gradients(losses, params)
+    if what in PEERS:
+        return PEERS[what](model, data)
+    if what in BY_HAND:
+        return BY_HAND[what](losses, params)
     curvature = Curvature(
         losses, params, mode=what.split(",")[0], memory=0 if what.endswith("no memory") else 16 * 2**30
     )
     operator = curvature.operator(losses.shares)
     vector = torch.randn(curvature.size, generator=torch.Generator().manual_seed(0))
     return lambda: operator.matvec(vector)
+
+
+def linearised(losses: DomainLosses, params: Params) -> Callable[[], object]:
+    """The gradient of every micro-batch linearised once."""
+    tangent = {key: torch.randn_like(p) for key, p in params.items()}
+    kept: list[Callable[[Params], Params]] = []
+
+    def product() -> list[Params]:
+        with twice_differentiable():
+            if not kept:
+                kept.extend(linearize(grad(part), params)[1] for parts in losses.parts for part in parts)
+            return [linear(tangent) for linear in kept]
+
+    return product
+
+
+def two_vectors(losses: DomainLosses, params: Params) -> Callable[[], object]:
+    """Both products by one backward pass through each kept graph."""
+    leaves = [p.clone().requires_grad_(True) for p in params.values()]
+    kept: list[tuple[torch.Tensor, ...]] = []
+    vectors = [torch.randn(2, *p.shape) for p in leaves]
+
+    def product() -> list[tuple[torch.Tensor, ...]]:
+        with twice_differentiable():
+            if not kept:
+                named = dict(zip(params, leaves, strict=True))
+                values = [part(named) for parts in losses.parts for part in parts]
+                kept.extend(torch.autograd.grad(value, leaves, create_graph=True) for value in values)
+            return [
+                torch.autograd.grad(first, leaves, vectors, retain_graph=True, is_grads_batched=True) for first in kept
+            ]
+
+    return product
+
+
+def curvlinops(model: nn.Module, data: list[Domain]) -> Callable[[], object]:
+    """Its Hessian operator over the same micro-batches."""
+    from curvlinops import HessianLinearOperator
+
+    batches = [batch for d in data for batch in zip(d.inputs.split(CHUNK), d.labels.split(CHUNK), strict=True)]
+    parameters = list(model.parameters())
+    operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False)
+    vector = torch.randn(operator.shape[1])
+    return lambda: operator @ vector
+
+
+def eigenthings(model: nn.Module, data: list[Domain]) -> Callable[[], object]:
+    """Its Hessian operator over batches of the same size."""
+    from hessian_eigenthings import HessianOperator, supervised_loss
+
+    inputs, labels = torch.cat([d.inputs for d in data]), torch.cat([d.labels for d in data])
+    batches = list(zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True))
+    operator = HessianOperator(model, batches, supervised_loss(nn.CrossEntropyLoss()))
+    vector = torch.randn(operator.size)
+    return lambda: operator.matvec(vector)
+
+
+PEERS = {"curvlinops": curvlinops, "hessian-eigenthings": eigenthings}
+BY_HAND = {"linearised": linearised, "two vectors": two_vectors}
 
 
 def peak(name: str, what: str) -> float:
@@ -50,9 +127,10 @@ def peak(name: str, what: str) -> float:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of one call."""
+    """Of one call; the peers leave it to their user to switch fused attention off."""
     start = time.perf_counter()
-    function()
+    with twice_differentiable():
+        function()
     return time.perf_counter() - start
 
 
@@ -61,24 +139,26 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if sys.argv[1:2] == ["--peak"]:
         function = work(*sys.argv[2:4])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(3):
-            function()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        with twice_differentiable():
+            print(peak_added(lambda: [function() for _ in range(3)]))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {SAMPLES} samples, batches of {CHUNK}")
-    print("| model | what | time over a gradient's, median | peak MiB above start |\n|---|---|---|---|")
+    print(
+        "| model | what | first call, gradients | then, gradients, median | peak MiB above start |\n"
+        "|---|---|---|---|---|"
+    )
     for name in ("cnn", "resnet", "vit"):
         functions = {what: work(name, what) for what in WHAT}
+        first = {what: seconds(function) for what, function in functions.items()}
         times: dict[str, list[float]] = {what: [] for what in WHAT}
-        for function in functions.values():
-            function()
         for _ in range(REPEATS):
             for what, function in functions.items():
                 times[what].append(seconds(function))
+        unit = statistics.median(times["gradient"])
         for what in WHAT:
-            ratio = statistics.median(a / b for a, b in zip(times[what], times["gradient"], strict=True))
-            print(f"| {name} | {what} | {ratio:.2f} | {peak(name, what):.0f} |", flush=True)
+            each = 2 if what == "two vectors" else 1
+            ratio = statistics.median(a / b for a, b in zip(times[what], times["gradient"], strict=True)) / each
+            print(f"| {name} | {what} | {first[what] / unit:.1f} | {ratio:.2f} | {peak(name, what):.0f} |", flush=True)
 
 
 if __name__ == "__main__":

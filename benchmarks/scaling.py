@@ -7,7 +7,6 @@ medians; the memory is that of a fresh process above what it held before, in the
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -15,11 +14,13 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models import domains, trained
+from models import domains, peak_added, trained
 
+from disam_theory.domains import Domain
 from disam_theory.losses import model_losses, parameters_of
 from disam_theory.operators import Curvature
 from disam_theory.spectrum import domain_spectra
@@ -27,10 +28,8 @@ from disam_theory.spectrum import domain_spectra
 SAMPLES, PAIRS = (64, 128, 256, 512), (1, 2, 4, 6, 8, 10)
 
 
-def measure(samples: int, k: int, mode: str = "kept", products: int = 300) -> tuple[int, float]:
-    """Products, and seconds, of the five spectra of the small CNN."""
-    data = domains(samples)
-    model = trained("cnn", domains(64))
+def measure(model: nn.Module, data: list[Domain], k: int, mode: str = "kept", products: int = 300) -> tuple[int, float]:
+    """Products, and seconds, of the five spectra."""
     start = time.perf_counter()
     curvature = Curvature(model_losses(model, data, chunk=16), parameters_of(model), mode=mode)
     spectra = domain_spectra(curvature, k, tol=1e-3, max_products=products)
@@ -51,21 +50,20 @@ def main() -> None:
     parser.add_argument("--peak", type=int)
     arguments = parser.parse_args()
     if arguments.peak:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        measure(arguments.peak, 1, "forward", 5)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        data, model = domains(arguments.peak), trained("cnn", domains(64))
+        print(peak_added(lambda: measure(model, data, 1, "forward", 5)))
         return
     print("| samples | seconds a product of all the data | peak MiB, low-memory mode |\n|---|---|---|")
-    costs = []
+    model, costs = trained("cnn", domains(64)), []
     for samples in SAMPLES:
-        runs = [measure(samples, 1) for _ in range(arguments.repeats)]
+        runs = [measure(model, domains(samples), 1) for _ in range(arguments.repeats)]
         # five spectra: each domain's product costs its share of the data, so that two in five are of all the data
         costs.append(statistics.median(seconds / (0.4 * products) for products, seconds in runs))
         print(f"| {samples} | {costs[-1]:.3f} | {peak(samples):.0f} |", flush=True)
     print("\n| k | products of the five spectra | seconds |\n|---|---|---|")
     spent, times = [], []
     for k in PAIRS:
-        runs = [measure(64, k) for _ in range(arguments.repeats)]
+        runs = [measure(model, domains(64), k) for _ in range(arguments.repeats)]
         spent.append(runs[0][0])
         times.append(statistics.median(seconds for _, seconds in runs))
         print(f"| {k} | {spent[-1]} | {times[-1]:.1f} |", flush=True)

@@ -143,25 +143,30 @@ def landscape(arguments: argparse.Namespace) -> int:
     suite, device, losses, params = _losses(arguments)
     directions = _directions(arguments, losses, params)
     at = torch.linspace(-arguments.span, arguments.span, arguments.points, dtype=torch.float64)
-    columns = (*losses.names, "pooled")
-    if arguments.dimensions == 1:
-        line = slice_1d(losses, params, directions[0], at=at)
-        rows = [
-            {"a": float(a), **{name: float(line.column(name)[i]) for name in columns}}
-            for i, a in enumerate(at.tolist())
-        ]
-    else:
-        plane = slice_2d(losses, params, (directions[0], directions[1]), x=at, y=at)
-        rows = [
-            {"a": a, "b": b, **{name: float(plane.column(name)[j, i]) for name in columns}}
-            for j, b in enumerate(at.tolist())
-            for i, a in enumerate(at.tolist())
-        ]
     record = _record(arguments, suite, device, Ranks())
+    with _kept(arguments, record, Ranks()) as kept:
+        lines = at.tolist() if arguments.dimensions == 2 else [0.0]
+        for j, b in enumerate(lines):
+            if str(j) not in kept.rows:
+                kept.rows[str(j)] = _line(losses, params, directions, at, b)
+            _say(f"line {j + 1} of {len(lines)}")
+        rows = [row for j in range(len(lines)) for row in kept.rows[str(j)]]
     document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
     table = audits.aligned([[_short(value) for value in row.values()] for row in rows], list(rows[0])) + "\n"
     _deliver(arguments, {"json": document, "csv": _csv(rows), "table": table}, record)
     return 0
+
+
+def _line(
+    losses: DomainLosses, params: Params, directions: list[Params], at: torch.Tensor, b: float
+) -> list[dict[str, float]]:
+    """The losses at the points of a line, on a plane the line at height ``b`` of the second direction."""
+    columns = (*losses.names, "pooled")
+    if len(directions) == 1:
+        line = slice_1d(losses, params, directions[0], at=at)
+        return [{"a": a, **{n: float(line.column(n)[i]) for n in columns}} for i, a in enumerate(at.tolist())]
+    plane = slice_2d(losses, params, (directions[0], directions[1]), x=at, y=torch.tensor([b], dtype=at.dtype))
+    return [{"a": a, "b": b, **{n: float(plane.column(n)[0, i]) for n in columns}} for i, a in enumerate(at.tolist())]
 
 
 def _directions(arguments: argparse.Namespace, losses: Any, params: Params) -> list[Params]:
@@ -219,7 +224,7 @@ def _record(arguments: argparse.Namespace, suite: Suite, device: torch.device, r
 def _deliver(arguments: argparse.Namespace, texts: Mapping[str, str], record: dict[str, Any]) -> None:
     """Write ``VERB.json`` and ``VERB.csv`` where asked for, and print what was asked for."""
     name = arguments.verb
-    _progress(0, 0, 0.0)
+    _say("")
     if arguments.out:
         write_atomically(arguments.out / f"{name}.json", texts["json"])
         write_atomically(arguments.out / f"{name}.csv", f"# {one_line(record)}\n{texts['csv']}")
@@ -244,9 +249,13 @@ def _device(name: str) -> torch.device:
 
 
 def _progress(products: int, running: int, error: float) -> None:
+    _say(f"{products} products; {running} spectra running, relative residual {error:.1e}")
+
+
+def _say(what: str) -> None:
+    """Show a passing line on a terminal; an empty one wipes it."""
     if sys.stderr.isatty():
-        shown = f"{products} products; {running} spectra running, relative residual {error:.1e}" if running else ""
-        print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

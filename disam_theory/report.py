@@ -40,6 +40,13 @@ MEANING = {
 }
 
 
+LEDGER_HEAD = (
+    "Written by `paper_repro.py`. Each entry says first how the statement was read and what was assumed, then the "
+    "statement, the verdict with the reason, and within what scope it holds. The evidence (certificates, witnesses, "
+    "intervals) is in `claims.json` and in the report."
+)
+
+
 @dataclass(frozen=True)
 class FigureEntry:
     """A drawn figure: its SVG text, the place in the paper it belongs to, and its files relative to the report."""
@@ -102,6 +109,42 @@ def write_html(
     write_atomically(path, "\n".join([*parts, "</main></body></html>\n"]))
 
 
+def write_markdown(path: Path, findings: Sequence[Finding]) -> None:
+    """Write the ledger as a page of Markdown; it holds no time and no machine, so that it changes with the verdicts."""
+    counts = ", ".join(
+        f"{number} {verdict.value}"
+        for verdict in Verdict
+        if (number := sum(f.evidence.verdict is verdict for f in findings))
+    )
+    legend = "\n".join(f"- {SYMBOL[verdict]} *{verdict.value}*: {meaning}" for verdict, meaning in MEANING.items())
+    table = "\n".join(_row(finding) for finding in findings)
+    sections = "\n\n".join(_section(finding) for finding in findings)
+    write_atomically(
+        path,
+        f"# The claims and what was found\n\n{LEDGER_HEAD}\n\n{len(findings)} claims: {counts}.\n\n{legend}\n\n"
+        f"| claim | where | verdict |\n|---|---|---|\n{table}\n\n{sections}\n",
+    )
+
+
+def _row(finding: Finding) -> str:
+    claim, verdict = finding.claim, finding.evidence.verdict
+    return f"| [`{claim.id}`](#{claim.id}) | {claim.where} | {SYMBOL[verdict]} {verdict.value} |"
+
+
+def _section(finding: Finding) -> str:
+    claim, evidence = finding.claim, finding.evidence
+    lines = [f"## {claim.id}", f"*{claim.where}.*"]
+    if claim.assumptions:
+        lines.append("Read and assumed:\n\n" + "\n".join(f"- {assumption}" for assumption in claim.assumptions))
+    lines += [f"> {claim.statement}", f"{SYMBOL[evidence.verdict]} **{evidence.verdict.value}**: {evidence.reason}."]
+    lines.append(f"Scope: {claim.scope}.")
+    if claim.repaired_by:
+        lines.append(f"Repaired by [`{claim.repaired_by}`](#{claim.repaired_by}).")
+    if claim.references:
+        lines.append(f"Rests on {'; '.join(claim.references)}.")
+    return "\n\n".join(lines)
+
+
 def _verdict_table(findings: Sequence[Finding]) -> str:
     rows = "".join(
         f'<tr><td><a href="#{_text(f.claim.id)}">{_text(f.claim.id)}</a></td><td>{_badge(f.evidence.verdict)}'
@@ -123,14 +166,15 @@ def _article(finding: Finding) -> str:
     repaired = (
         f'<p>Repaired by <a href="#{claim.repaired_by}">{claim.repaired_by}</a>.</p>' if claim.repaired_by else ""
     )
+    sources = f'<p class="quiet">Rests on {_text("; ".join(claim.references))}.</p>' if claim.references else ""
     details = f"<details><summary>Evidence</summary>{_tree(evidence.data)}</details>" if evidence.data else ""
     return (
         f'<article id="{_text(claim.id)}"><h3>{_text(claim.id)} {_badge(evidence.verdict)}{_unexpected(finding)}</h3>'
         f'<p class="quiet">{_text(claim.where)} · {finding.seconds:.1f} s</p>'
-        f"<blockquote>{_math(claim.statement)}</blockquote>"
-        + (f"<p>Assuming</p><ul>{assumptions}</ul>" if assumptions else "")
-        + f"<p><strong>Scope.</strong> {_math(claim.scope)}</p><p><strong>Found.</strong> {_math(evidence.reason)}</p>"
-        f"{repaired}{details}</article>"
+        + (f"<p>Read and assumed</p><ul>{assumptions}</ul>" if assumptions else "")
+        + f"<blockquote>{_math(claim.statement)}</blockquote>"
+        f"<p><strong>Scope.</strong> {_math(claim.scope)}</p><p><strong>Found.</strong> {_math(evidence.reason)}</p>"
+        f"{repaired}{sources}{details}</article>"
     )
 
 

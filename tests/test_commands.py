@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from disam_theory import commands
 from disam_theory.__main__ import main
 from disam_theory.domains import load_suite
 from disam_theory.losses import model_losses, parameters_of, restrict
@@ -139,6 +140,26 @@ def test_an_interrupted_command_goes_on_from_what_it_had(trained, capsys, monkey
     for row, other in zip(resumed, first, strict=True):
         for j in ("1", "2"):
             assert float(row[f"lambda_{j}"]) == pytest.approx(float(other[f"lambda_{j}"]), rel=1e-4)
+
+
+def test_an_interrupted_landscape_goes_on_at_its_next_line(trained, capsys, monkeypatch, tmp_path):
+    command = ["landscape", "c.pt", *MODEL, "--points", "3", "--format", "csv"]
+    _, whole, _ = run(capsys, *command)
+    evaluate, lines = commands._line, []
+
+    def interrupted(*arguments):
+        lines.append(arguments[-1])
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(commands, "_line", interrupted)
+    assert run(capsys, *command, "--out", "o")[0] == 130
+    code, out, _ = run(capsys, *command, "--out", "o")
+    assert (code, out) == (0, whole)
+    assert lines == [-1.0, 0.0, 1.0, 1.0]
+    assert run(capsys, *command[:-2], "--out", "o")[0] == 0
+    assert len(lines) == 7  # nothing was left to go on from
 
 
 def test_what_another_command_left_is_not_used(trained, capsys, tmp_path):

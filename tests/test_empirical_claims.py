@@ -2,13 +2,16 @@
 
 import zlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from disam_theory.claims import Verdict, run
 from disam_theory.traces import Trace
-from proofs_checks.empirical import FIG3AB, THM1_GAMMA, check_fig3ab, check_fig8, turning_rate
+from proofs_checks import empirical
+from proofs_checks.empirical import FIG3AB, THM1_GAMMA, check_fig3ab, check_fig8, check_thm1_gamma, turning_rate
 
 LEVELS = {"erm": 0.7, "disam": 0.9, "sam": 1.0}
 
@@ -20,6 +23,11 @@ class FabricatedStudy:
     levels: dict
     suites: list = field(default_factory=lambda: ["a", "b"])
     noise: float = 0.01
+    turning: bool = False  # the level is that of the turning rate, in full-batch runs
+
+    @property
+    def blocks(self):
+        return [SimpleNamespace(suite=suite, arms=[SimpleNamespace(sampling="full")]) for suite in self.suites]
 
     def records(self, suite, *, algorithm, **_):
         return (suite, algorithm)
@@ -29,15 +37,42 @@ class FabricatedStudy:
         shared = np.random.default_rng(len(suite)).normal(0, 0.3, (6, 3))
         own = np.random.default_rng(zlib.crc32(f"{suite}{algorithm}".encode())).normal(0, self.noise, (6, 3))
         return np.array(
-            [[statistic(trace(self.levels[algorithm] * np.exp(s + o))) for s, o in zip(*pair, strict=True)]
+            [[statistic(self.trace(self.levels[algorithm] * np.exp(s + o))) for s, o in zip(*pair, strict=True)]
              for pair in zip(shared, own, strict=True)]
         )  # fmt: skip
+
+    def trace(self, level):
+        return trace(1.0, np.array([0.0, level]), np.ones(2)) if self.turning else trace(level)
 
 
 def trace(level, phi=None, lr=None):
     losses = np.array([[9.0, 9.0], [level, 3 * level], [level, 3 * level]])
     header = {"domains": ["x", "y"], "sizes": [3, 1]}
     return Trace(header, {"phi": phi, "lr": lr}, {"losses": losses}, "finished")
+
+
+def gamma(disam, sam, noise=0.0):
+    """Evidence on runs that turn at these rates; what stands beside the verdict is left out."""
+    study = FabricatedStudy({"disam": disam, "sam": sam}, noise=noise, turning=True)
+    with mock.patch.multiple(empirical, _angles=lambda *_: {}, _against_smoothness=lambda *_: {}):
+        return check_thm1_gamma(study)
+
+
+# on the study's runs fig3ab and fig8 are conditional and thm1-gamma is refuted: these flip them
+MUTATIONS = {
+    "fig3ab": {
+        "on runs where it is plainly true": lambda: check_fig3ab(FabricatedStudy(LEVELS)),
+        "SAM and DISAM exchanged": lambda: check_fig3ab(FabricatedStudy(LEVELS), first="sam", second="disam"),
+    },
+    "fig8": {
+        "on runs where it is plainly true": lambda: check_fig8(FabricatedStudy(LEVELS)),
+        "the order reversed": lambda: check_fig8(FabricatedStudy(LEVELS), order=("sam", "disam", "erm")),
+    },
+    "thm1-gamma": {
+        "DISAM turns more slowly": lambda: gamma(disam=0.5, sam=1.0),
+        "noise larger than any difference": lambda: gamma(disam=1.0, sam=1.0, noise=1.0),
+    },
+}
 
 
 def test_faster_disam_is_supported_and_the_mutated_statement_refuted():
@@ -49,6 +84,10 @@ def test_faster_disam_is_supported_and_the_mutated_statement_refuted():
 def test_the_effect_size_is_the_true_one():
     cases = check_fig3ab(FabricatedStudy(LEVELS, noise=1e-6)).data["cases"]
     assert [case["estimate"] for case in cases] == pytest.approx([-10.0] * 4, abs=1e-3)
+
+
+def test_equal_turning_is_refuted_as_it_is_in_the_study():
+    assert gamma(disam=1.0, sam=1.0, noise=1e-4).verdict is Verdict.REFUTED
 
 
 def test_equal_arms_are_refuted_as_practically_equal_and_noise_is_undecided():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,22 @@ def test_chosen_claims_only(monkeypatch, capsys, tmp_path):
     assert [entry["id"] for entry in content["claims"]] == ["eq8", "thm1"]
     assert not (tmp_path / "traces").exists()
     assert "2 of 2 verdicts are as expected" in capsys.readouterr().out
+
+
+def test_the_list_names_every_claim(monkeypatch, capsys):
+    assert run_main(monkeypatch, "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[claim.id, claim.expected.value] for claim in CLAIMS]
+
+
+def test_the_ledger_page_in_docs_is_up_to_date(monkeypatch):
+    """``docs/claims.md`` is a copy of what the full main job writes."""
+    page = (ROOT / "docs/claims.md").read_text()
+    rows = re.findall(r"^\| \[`([\w-]+)`\]\(#[\w-]+\) \| (.*) \| . (\w+) \|$", page, re.MULTILINE)
+    assert rows == [(claim.id, claim.where, claim.expected.value) for claim in CLAIMS]
+    for claim in CLAIMS:
+        assert f"> {claim.statement}\n" in page
+        assert all(f"- {assumption}\n" in page for assumption in claim.assumptions)
 
 
 def test_a_changed_verdict_is_exit_code_1(monkeypatch, capsys, tmp_path):

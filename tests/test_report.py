@@ -118,3 +118,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ComputationError, match="cannot be written"):
         report.write_json(tmp_path / "file" / "claims.json", {}, [])
+
+
+def test_the_ledger_page_says_first_what_was_assumed(tmp_path):
+    report.write_markdown(tmp_path / "c.md", [finding(), finding(Verdict.PROVED)])
+    text = (tmp_path / "c.md").read_text()
+    assert "2 claims: 1 proved, 1 refuted." in text
+    section = text.partition("## eq5")[2]
+    order = [section.index(piece) for piece in ("- $x>0$", "> $\\sum_i", "✗ **refuted**: they differ", "Repaired by")]
+    assert order == sorted(order)
