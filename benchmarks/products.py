@@ -34,6 +34,7 @@ WHAT = (
     "gradient",
     "kept",
     "kept, no memory",
+    "kept, no memory, quarter batches",
     "forward",
     "linearised",
     "two vectors",
@@ -46,16 +47,15 @@ def work(name: str, what: str) -> Callable[[], object]:
     """A function that makes one gradient or one product of the pooled loss."""
     data = domains(SAMPLES)
     model = trained(name, data, steps=3)
-    losses, params = model_losses(model, data, chunk=CHUNK), parameters_of(model)
+    chunk = CHUNK // 4 if what.endswith("quarter batches") else CHUNK
+    losses, params = model_losses(model, data, chunk=chunk), parameters_of(model)
     if what == "gradient":
         return lambda: domain_gradients(losses, params)
     if what in PEERS:
         return PEERS[what](model, data)
     if what in BY_HAND:
         return BY_HAND[what](losses, params)
-    curvature = Curvature(
-        losses, params, mode=what.split(",")[0], memory=0 if what.endswith("no memory") else 16 * 2**30
-    )
+    curvature = Curvature(losses, params, mode=what.split(",")[0], memory=0 if "no memory" in what else 16 * 2**30)
     operator = curvature.operator(losses.shares)
     vector = torch.randn(curvature.size, generator=torch.Generator().manual_seed(0))
     return lambda: operator.matvec(vector)

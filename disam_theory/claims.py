@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from disam_theory.errors import DisamError
@@ -53,6 +54,7 @@ class Claim:
     (``--quick``) has less power and another regime: there a ``statistical`` claim counts as changed only where it
     contradicts what is expected, supported in place of refuted or the reverse.
     ``repaired_by`` names the claim that states what does hold. ``references`` are works that the check rests on.
+    ``needs`` is a package, not installed with this one, without which the check is skipped.
     """
 
     id: str
@@ -65,6 +67,14 @@ class Claim:
     statistical: bool = False
     repaired_by: str | None = None
     references: tuple[str, ...] = ()
+    needs: str | None = None
+
+    def expects(self, verdict: Verdict, *, quick: bool = False) -> bool:
+        """Whether a check that gives ``verdict`` says what the ledger expects."""
+        if verdict is Verdict.SKIPPED and self.needs:
+            return find_spec(self.needs) is None
+        contrary = {verdict, self.expected} == {Verdict.SUPPORTED, Verdict.REFUTED}
+        return verdict is self.expected or (quick and self.statistical and not contrary)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,4 @@ def run(claim: Claim, study: Any, *, quick: bool = False) -> Finding:
     except DisamError as error:
         evidence = Evidence(Verdict.UNDECIDED, f"the check could not finish: {error}")
         return Finding(claim, evidence, time.perf_counter() - start, as_expected=False)
-    contrary = {evidence.verdict, claim.expected} == {Verdict.SUPPORTED, Verdict.REFUTED}
-    tolerated = quick and claim.statistical and not contrary
-    as_expected = evidence.verdict is claim.expected or tolerated
-    return Finding(claim, evidence, time.perf_counter() - start, as_expected)
+    return Finding(claim, evidence, time.perf_counter() - start, claim.expects(evidence.verdict, quick=quick))

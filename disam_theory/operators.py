@@ -107,6 +107,7 @@ class Curvature:
                 product = self._kept.get(part) or self._bind(part, keep=isinstance(parts, tuple))
                 for t in active:
                     totals[t] += rows[t][i] * product(vectors[t])
+                del product  # its graph goes before the next one is built
         return [self.losses.ranks.total(total) for total in totals]
 
     def operator(self, weights: Sequence[float] | Tensor) -> SymmetricOperator:

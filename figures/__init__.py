@@ -1,9 +1,10 @@
-"""The paper's figures from the embedded study, in the paper's order, and two that it lacks."""
+"""The paper's figures from the embedded study, in the paper's order, and three that it lacks."""
 
 from figures.fig1_convergence import FIG1A, FIG1B
 from figures.fig3_training_loss import FIG3
 from figures.fig8_order import FIG8
+from figures.forest import FOREST
 from figures.lambda_max import LAMBDA_MAX
 from figures.landscape import LANDSCAPE
 
-FIGURES = (FIG1A, FIG1B, FIG3, FIG8, LAMBDA_MAX, LANDSCAPE)
+FIGURES = (FIG1A, FIG1B, FIG3, FIG8, LAMBDA_MAX, LANDSCAPE, FOREST)

@@ -1,8 +1,34 @@
 """The ledger: every claim that is checked, in the paper's order."""
 
 from proofs_checks.arithmetic import ARITHMETIC_CLAIMS
+from proofs_checks.corrected import CORRECTED_CLAIMS
+from proofs_checks.dynamics import DYNAMICS_CLAIMS
 from proofs_checks.empirical import EMPIRICAL_CLAIMS, THM1_GAMMA
 from proofs_checks.method import METHOD_CLAIMS
+from proofs_checks.significance import SIGNIFICANCE_CLAIMS
 from proofs_checks.theorem1 import THEOREM1_CLAIMS
+from proofs_checks.theorem1_descent import THEOREM1_DESCENT_CLAIMS
+from proofs_checks.theorem1_steps import THEOREM1_STEP_CLAIMS
+from proofs_checks.theorem1_sums import THEOREM1_SUM_CLAIMS
+from proofs_checks.theorem1_turning import THEOREM1_TURNING_CLAIMS
+from proofs_checks.theorem1_variants import THEOREM1_VARIANT_CLAIMS
+from proofs_checks.theorem2 import THEOREM2_CLAIMS
+# from proofs_checks.weights import WEIGHTS_CLAIMS
 
-CLAIMS = (*METHOD_CLAIMS, *THEOREM1_CLAIMS, THM1_GAMMA, *EMPIRICAL_CLAIMS, *ARITHMETIC_CLAIMS)
+CLAIMS = (
+    *METHOD_CLAIMS,
+    # *WEIGHTS_CLAIMS,
+    *THEOREM1_CLAIMS,
+    *THEOREM1_VARIANT_CLAIMS,
+    *THEOREM1_STEP_CLAIMS,
+    *THEOREM1_DESCENT_CLAIMS,
+    *THEOREM1_TURNING_CLAIMS,
+    *THEOREM1_SUM_CLAIMS,
+    THM1_GAMMA,
+    *CORRECTED_CLAIMS,
+    *DYNAMICS_CLAIMS,
+    *THEOREM2_CLAIMS,
+    *EMPIRICAL_CLAIMS,
+    *ARITHMETIC_CLAIMS,
+    *SIGNIFICANCE_CLAIMS,
+)
