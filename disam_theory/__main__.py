@@ -70,6 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     landscape.add_argument("--dimensions", type=int, choices=(1, 2), default=2)
     landscape.add_argument("--points", type=int, default=21, help="points along each direction (default 21)")
     landscape.add_argument("--span", type=float, default=1.0, help="from -span to span (default 1)")
+    rate = verbs.add_parser(
+        "rate",
+        help="how far the convergence theory holds along recorded traces, and how fast they converge",
+        description="Both sides of the printed and of the corrected convergence theorem at every step of each trace, "
+        "the first step at which each is exceeded, and the rate of convergence with its interval.",
+        epilog="example: disam-theory rate run.jsonl --smoothness 4 --out out",
+    )
+    rate.add_argument("traces", type=Path, nargs="+", metavar="TRACE", help="files of disam_theory/traces.py")
+    rate.add_argument("--smoothness", type=float, metavar="L", help="smoothness constant (default: a lower bound)")
+    rate.add_argument(
+        "--gradient-bound", type=float, metavar="G", help="bound of the gradients (default: the largest of the trace)"
+    )
+    rate.add_argument(
+        "--minimum", type=float, default=0.0, metavar="L_MIN", help="a lower bound of the loss (default 0)"
+    )
+    _add_output(rate)
     return parser
 
 
@@ -81,13 +97,17 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--data", required=True, metavar="SUITE-OR-FOLDER", help="an embedded suite, or ROOT/domain/class/*.jpg"
     )
-    verb.add_argument("--out", type=Path, metavar="DIR", help="also write the results there, as JSON and CSV")
-    verb.add_argument("--format", choices=("table", "json", "csv"), default="table", help="what to print")
+    _add_output(verb)
     verb.add_argument("--chunk", type=int, default=1024, help="samples in memory at once (default 1024)")
     verb.add_argument("--image-size", type=int, default=224, help="pixels a side for an image folder (default 224)")
     verb.add_argument("--rng", type=int, default=0, help="seed of the suite and of all random vectors (default 0)")
     verb.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     verb.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
+
+
+def _add_output(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--out", type=Path, metavar="DIR", help="also write the results there, as JSON and CSV")
+    verb.add_argument("--format", choices=("table", "json", "csv"), default="table", help="what to print")
 
 
 def _add_spectral(verb: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ class Verdict(StrEnum):
     """What a check can conclude, from the strongest to the weakest.
 
     ``PROVED``: a symbolic, exact-rational or ball-arithmetic argument, within the claim's printed scope.
-    ``SUPPORTED``: the pre-declared statistic of a measurement agrees.
+    ``SUPPORTED``: a proof with a step left to the reader, named in the scope; or a pre-declared statistic agrees.
     ``REFUTED``: a certified counterexample, or an interval that excludes what is claimed.
     ``CONDITIONAL``: holds under an extra assumption that the claim does not make.
     ``UNDECIDED``: the evidence does not settle it.

@@ -6,14 +6,17 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from disam_theory import audit as audits
+from disam_theory import convergence
 from disam_theory.checkpoints import fill, load_model, load_state_dict
 from disam_theory.domains import Suite, load_suite
 from disam_theory.errors import ComputationError, UsageError
@@ -26,6 +29,7 @@ from disam_theory.ranks import Ranks, launched
 from disam_theory.resume import Kept
 from disam_theory.spectrum import Eigenpairs, InterruptedSpectra, bottom_eigenpairs, domain_spectra, top_eigenpairs
 from disam_theory.stochastic import Density, Estimate, spectral_density, trace
+from disam_theory.traces import read_trace
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -169,6 +173,56 @@ def _line(
     return [{"a": a, "b": b, **{n: float(plane.column(n)[0, i]) for n in columns}} for i, a in enumerate(at.tolist())]
 
 
+def rate(arguments: argparse.Namespace) -> int:
+    """``disam-theory rate``: how far the convergence theory holds along recorded traces, and how fast they converge."""
+    all_found = {str(path): _convergence(path, arguments) for path in arguments.traces}
+    record = provenance(traces={path: sha256(Path(path)) for path in all_found}, **_constants(arguments))
+    rows = [{"trace": path, **convergence.row(found)} for path, found in all_found.items()]
+    needs = {name: inequality.columns for name, inequality in convergence.INEQUALITIES.items()} | convergence.MEASURES
+    document = {"schema": "disam-rate/1", "provenance": record, "columns_needed": needs, "rows": rows}
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    _deliver(arguments, {"json": text, "csv": _csv(rows), "table": _rate_table(all_found)}, record)
+    if arguments.out:
+        series = {path: convergence.points(found) for path, found in all_found.items()}
+        lines = [{"trace": path, **line} for path, rows in series.items() for line in rows]
+        write_atomically(arguments.out / "series.csv", f"# {one_line(record)}\n{_csv(lines)}")
+        _rate_pictures(series, arguments.out, record)
+    return 0
+
+
+def _convergence(path: Path, arguments: argparse.Namespace) -> convergence.Convergence:
+    try:
+        recorded = read_trace(path)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path}: a line of it is not as a trace has it ({said}); record it anew") from error
+    try:
+        return convergence.analyse(recorded, **_constants(arguments))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _constants(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("smoothness", "gradient_bound", "minimum")}
+
+
+def _rate_pictures(series: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, record: Mapping[str, Any]) -> None:
+    """``rate.pdf`` and ``rate.png``, a column a trace; matplotlib is no dependency of this package."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("disam-theory: no picture, as matplotlib is not installed; series.csv has its numbers", file=sys.stderr)
+        return
+    figure = Figure(figsize=(1.0 + 2.6 * len(series), 5.0), layout="constrained")
+    titles = (name.replace("/", "/\n") for name in _short_paths(series))
+    convergence.draw(figure, dict(zip(titles, series.values(), strict=True)))
+    undated = {"pdf": {"Subject": one_line(record), "CreationDate": None}, "png": {"Description": one_line(record)}}
+    for kind, metadata in undated.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=200)
+        write_atomically(folder / f"rate.{kind}", buffer.getvalue())
+
+
 def _directions(arguments: argparse.Namespace, losses: Any, params: Params) -> list[Params]:
     if arguments.direction == "filter":
         return [random_direction(params, rng=arguments.rng + j) for j in range(arguments.dimensions)]
@@ -290,6 +344,71 @@ def _spectrum_table(rows: Sequence[Mapping[str, Any]], k: int) -> str:
         for row in rows
     ]
     return audits.aligned(lines, [*labels, "trace", *(f"lambda_{j}" for j in ends), ""]) + "\n"
+
+
+RATE_LEGEND = """\
+(17), (18) and Thm 1 are as the paper prints them, with Gamma = L; one step, sum and average are of the corrected
+theorem. A number after the colon is the first step (from 0), or number T of steps, at which the left side exceeds the
+right. L >= is an estimate, a lower bound: what holds with it holds with the true L. cross/main is the median of the
+dropped cross term over eta |grad L(w_asc)|^2; a rate is a in |grad L|^2 ~ T^-a with its 95 % interval. A dash is what
+cannot be had from the trace."""
+
+
+def _rate_table(all_found: Mapping[str, convergence.Convergence]) -> str:
+    """A line a trace; below it what the words mean, and for what cannot be had or does not hold, why."""
+    lines, notes = [], dict[str, list[str]]()
+    for name, found in zip(_short_paths(all_found), all_found.values(), strict=True):
+        values = convergence.row(found)
+        sign = ">= " if found.smoothness_is == "estimated" and values["smoothness"] is not None else ""
+        numbers = [_number(values[key]) for key in ("smoothness", "gamma_max", "cross_over_main_median", "beta_min")]
+        verdicts = [_verdict(finding) for finding in found.findings.values()]
+        lines.append(
+            [name, str(found.steps), sign + numbers[0], *verdicts, *numbers[1:], *map(_fitted, found.rates.values())]
+        )
+        for note in _rate_notes(found):
+            notes.setdefault(note, []).append(name)
+    titles = [inequality.title for inequality in convergence.INEQUALITIES.values()]
+    head = ["trace", "steps", "L", *titles, "max Gamma", "cross/main", "min beta", "rate at w", "rate at w_asc"]
+    below = [
+        f"- {note}" + ("" if len(names) == len(all_found) else f" [{', '.join(names)}]")
+        for note, names in notes.items()
+    ]
+    return "\n".join([audits.aligned(lines, head), "", RATE_LEGEND, *below]) + "\n"
+
+
+def _rate_notes(found: convergence.Convergence) -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, finding in found.findings.items():
+        if finding.verdict != convergence.HOLDS:
+            said = f"{finding.verdict}: {finding.why}"
+            by_reason.setdefault(said, []).append(convergence.INEQUALITIES[name].title)
+    yield from (f"{', '.join(titles)} {said}" for said, titles in by_reason.items())
+    if found.step_sizes_above:
+        yield f"eta > 1/L at {found.step_sizes_above} steps: there the corrected theorem bounds no gradient at w_asc"
+    for where, rate in found.rates.items():
+        if rate.why:
+            yield f"rate at {where.removeprefix('at_').replace('ascent', 'w_asc')} {convergence.ABSENT}: {rate.why}"
+
+
+def _verdict(finding: convergence.Finding) -> str:
+    if finding.verdict == convergence.ABSENT:
+        return "-"
+    return finding.verdict if finding.first is None else f"{finding.verdict}: {finding.first}"
+
+
+def _fitted(rate: convergence.Rate) -> str:
+    return "-" if rate.why else f"{rate.exponent:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _short_paths(paths: Iterable[str]) -> list[str]:
+    """The paths without the folders that all share, but with one folder at least."""
+    names = [Path(path).absolute() for path in paths]
+    shared = Path(os.path.commonpath([name.parent.parent for name in names]))
+    return [str(name.relative_to(shared)) for name in names]
 
 
 def _interval(row: Mapping[str, Any], end: int | str) -> str:

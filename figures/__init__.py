@@ -1,4 +1,4 @@
-"""The paper's figures from the embedded study, in the paper's order, and three that it lacks."""
+"""The paper's figures from the embedded study, in the paper's order, and four that it lacks."""
 
 from figures.fig1_convergence import FIG1A, FIG1B
 from figures.fig3_training_loss import FIG3
@@ -6,5 +6,6 @@ from figures.fig8_order import FIG8
 from figures.forest import FOREST
 from figures.lambda_max import LAMBDA_MAX
 from figures.landscape import LANDSCAPE
+from figures.rate import RATE
 
-FIGURES = (FIG1A, FIG1B, FIG3, FIG8, LAMBDA_MAX, LANDSCAPE, FOREST)
+FIGURES = (FIG1A, FIG1B, FIG3, FIG8, LAMBDA_MAX, LANDSCAPE, RATE, FOREST)

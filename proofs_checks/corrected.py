@@ -19,10 +19,11 @@ import flint
 import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
+from disam_theory.convergence import corrected_average, corrected_floor, corrected_left
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.exact import exact_strings, moment, total
 from proofs_checks.method import ALPHA, LOSS, eq8_weight
-from proofs_checks.theorem1 import corrected_floor, corrected_left
 from proofs_checks.worst_cases import check_conv_worst_case
 
 Number = Any  # a Fraction, a ball or a sympy expression
@@ -108,7 +109,7 @@ class Seen:
 
 def average_bound(seen: Seen, L: Number, rho: Number) -> Number:
     r"""$\frac{2B}{\eta_TT}+L^2\rho^2$ with $B=\max_{t\leq T}L(w_t)-L_{\min}$."""
-    return 2 * seen.largest_gap / (seen.last_rate * seen.steps) + L**2 * rho**2
+    return corrected_average(seen.largest_gap, seen.last_rate, seen.steps, L, rho)
 
 
 def check_conv_corrected_average(
@@ -393,11 +394,11 @@ def _decay_slacks(bound: Callable[..., Number], decays: Mapping[sp.Rational, sp.
     with flint.ctx.workprec(128):
         for (decay, radii), rate, w_1 in product(decays.items(), (Fraction(1, 20), HALF), (Fraction(1, 100), HALF)):
             radii_of = sp.lambdify(STEPS, radii, modules=[{"log": lambda x: x.log()}])
-            w, eta_0 = _ball(w_1), _ball(rate)
+            w, eta_0 = to_ball(w_1), to_ball(rate)
             gap, terms = w**2 / 2, flint.arb(0)
             for t in range(1, 257):
                 root = flint.arb(t).sqrt()
-                ascent = w + (-_ball(Fraction(int(decay.p), int(decay.q))) * flint.arb(t).log()).exp()
+                ascent = w + (-to_ball(Fraction(int(decay.p), int(decay.q))) * flint.arb(t).log()).exp()
                 terms += corrected_left(eta_0 / root, 1, w**2, ascent**2) * root / eta_0
                 w -= eta_0 / root * ascent
                 if t in (1, 2, 16, 256):
@@ -501,10 +502,6 @@ def _attained_remainders(left: Callable[..., Number], floor: Callable[..., Numbe
 
 def _sign(x: Fraction) -> int:
     return 1 if x >= 0 else -1
-
-
-def _ball(x: Fraction) -> flint.arb:
-    return flint.arb(flint.fmpq(x.numerator, x.denominator))
 
 
 _SMOOTH = (r"$L$ is $L$-smooth and bounded below by $L_{\min}$", r"$\lVert w_t^{asc}-w_t\rVert\leq\rho_t$")

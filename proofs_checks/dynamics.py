@@ -22,6 +22,7 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.exact import exact_strings, total
 from proofs_checks.method import eq6_summand, eq8_weight
 
@@ -339,8 +340,8 @@ def check_fixed_point(
     if any(r != "0" for r in identities.values()) or not all(run["contracts"] and run["sam_bounded"] for run in runs):
         return Evidence(Verdict.UNDECIDED, "the contraction is not the one stated", data)
     reason = (
-        f"every run contracts to $w={at['w']}$ by exactly $1-\\eta$ a step: there the gradient at the ascent point is 0 and "
-        f"that at $w$ is {at['gradient_at_w']}, while SAM's at its ascent point never falls below $\\rho$"
+        f"every run contracts to $w={at['w']}$ by exactly $1-\\eta$ a step: there the gradient is 0 at the ascent "
+        f"point and at $w$ it is {at['gradient_at_w']}, while SAM's at its ascent point never falls below $\\rho$"
     )
     return Evidence(Verdict.PROVED, reason, data)
 
@@ -356,7 +357,7 @@ def check_fixed_point_general(
     r"""The inequalities behind the theorem, and random convex problems in 2 and 3 dimensions that meet its condition.
 
     With $t=r/(\lambda\lVert q_*\rVert)$, ``contraction`` bounds the Lipschitz constant $\kappa$ of
-    $w\mapsto w_*-\rho u(w)$ on the ball: $2\rho\lVert g-g'\rVert/(\lVert g\rVert+\lVert g'\rVert)$ (Dunkl-Williams) with
+    $w\mapsto w_*-\rho u(w)$ on the ball: $2\rho\lVert g-g'\rVert/(\lVert g\rVert+\lVert g'\rVert)$ (Dunkl-Williams),
     both norms at least $\lambda\lVert q_*\rVert-r$. It must be below 1 for $t<$ ``limit``. ``largest_step`` is the
     $\eta L$ at which $2(1-\kappa)-\eta L(1+\kappa)^2$, the relative decrease of a step over $\eta$, is 0.
     """
@@ -489,19 +490,19 @@ def _root(square: Number) -> Number:
     return root
 
 
-def _ball(x: Fraction | int) -> flint.arb:
-    return flint.arb(flint.fmpq(x.numerator, x.denominator))
-
-
 def _pooled(domains: Domains, values: Sequence[Vector]) -> Vector:
     return [_dot(domains.shares, column) for column in zip(*values, strict=True)]
 
 
-def _direction(domains: Domains, w: Vector, lam: Number) -> Vector:
+def _weights(domains: Domains, w: Vector, lam: Number) -> Vector:
     losses = domains.losses(w)
     mean = sum(losses) / len(losses)
     pairs = zip(domains.shares, losses, strict=True)
-    weights = [eq8_weight(alpha, loss, mean, lam, len(losses)) for alpha, loss in pairs]
+    return [eq8_weight(alpha, loss, mean, lam, len(losses)) for alpha, loss in pairs]
+
+
+def _direction(domains: Domains, w: Vector, lam: Number) -> Vector:
+    weights = _weights(domains, w, lam)
     return [_dot(weights, column) for column in zip(*domains.gradients(w), strict=True)]
 
 
@@ -529,11 +530,11 @@ def _slopes_in_balls(
         lam = Fraction(rng.randint(1, 9), 10)
         if not any(direction(a, b, lam) for a, b in zip(p, q, strict=True)):
             continue
-        p_series, q_series = ([flint.arb_series([_ball(x)], prec=2) for x in v] for v in (p, q))
-        moving = flint.arb_series([_ball(lam), 1], prec=2)
+        p_series, q_series = ([flint.arb_series([to_ball(x)], prec=2) for x in v] for v in (p, q))
+        moving = flint.arb_series([to_ball(lam), 1], prec=2)
         g = [direction(a, b, moving) for a, b in zip(p_series, q_series, strict=True)]
         slope = (_dot(q_series if of == Q else p_series, g) / _dot(g, g).sqrt())[1]
-        stated = rate(*(_ball(_dot(x, y)) for x, y in ((p, p), (p, q), (q, q))), _ball(lam))
+        stated = rate(*(to_ball(_dot(x, y)) for x, y in ((p, p), (p, q), (q, q))), to_ball(lam))
         yield exact_strings({"p": p, "q": q, "lambda": lam, "derivative": slope}) | {"agrees": slope.overlaps(stated)}
 
 
@@ -555,10 +556,7 @@ def _assumptions(case: Case) -> list[dict[str, Any]]:
     minima = [
         sp.Rational(c) - (s.T * H.inv() * s)[0] / 2 for c, s, H in zip(domains.heights, slopes, hessians, strict=True)
     ]
-    losses = domains.losses(case.start)
-    mean = sum(losses) / len(losses)
-    pairs = zip(domains.shares, losses, strict=True)
-    weights = [eq8_weight(alpha, loss, mean, case.lam, len(losses)) for alpha, loss in pairs]
+    weights = _weights(domains, case.start, case.lam)
     trace = sum(alpha * H.trace() for alpha, H in zip(domains.shares, hessians, strict=True))
     rows = {
         "every domain's loss is strictly convex": (convex, "positive definite"),
@@ -645,14 +643,14 @@ def _ordering_counts(case: Case, *, after_step: bool = False, count: int = 150) 
 
     On random domains, with the constants of ``case``; those where the two directions are parallel are left out.
     """
-    rho, eta = _ball(case.rho), _ball(case.eta)
+    rho, eta = to_ball(case.rho), to_ball(case.eta)
     counts = {"smaller": 0, "larger": 0, "not_decided": 0}
     for domains, w in _random_domains(count):
         p, q = _p_and_q(domains, w)
         if _dot(p, p) * _dot(q, q) == _dot(p, q) ** 2:
             continue
-        balls, here, values = domains.mapped(_ball), [_ball(x) for x in w], []
-        for lam in (_ball(SAM), _ball(case.lam)):
+        balls, here, values = domains.mapped(to_ball), [to_ball(x) for x in w], []
+        for lam in (to_ball(SAM), to_ball(case.lam)):
             point = step(balls, here, lam, rho, eta) if after_step else ascent_point(balls, here, lam, rho)
             values.append(variance(balls, point))
         sam, disam = values
@@ -813,7 +811,7 @@ def _settle(domains: Domains, ratio: float, side: int) -> dict[str, Any]:
     for _ in range(200):
         fixed = [side * x for x in _plus(ascent_point(floats, fixed, lam, rho), -1, fixed)]
     box = [flint.arb(x, 1e-9) for x in fixed]
-    towards = _unit_times(domains.mapped(_ball), box)
+    towards = _unit_times(domains.mapped(to_ball), box)
     certified = all(x.contains_interior(side * y) for x, y in zip(box, towards, strict=True))
     w = minimum
     for _ in range(800):
@@ -829,9 +827,9 @@ def _settle(domains: Domains, ratio: float, side: int) -> dict[str, Any]:
 
 def _unit_times(domains: Domains, w: Vector) -> Vector:
     r"""$\rho u(w)$ in balls: not as a difference of points, in which the width of $w$ would count twice."""
-    g = _direction(domains, w, _ball(LAM_DEFAULT))
+    g = _direction(domains, w, to_ball(LAM_DEFAULT))
     norm = _dot(g, g).sqrt()
-    return [_ball(RHO_DEFAULT) * x / norm for x in g]
+    return [to_ball(RHO_DEFAULT) * x / norm for x in g]
 
 
 def _stated_jacobian(case: Case, jacobian: Callable[..., Any]) -> sp.Matrix:
@@ -841,14 +839,13 @@ def _stated_jacobian(case: Case, jacobian: Callable[..., Any]) -> sp.Matrix:
     the plain mean of the gradients.
     """
     domains, w, lam = case.domains, case.start, case.lam
-    number, losses, gradients = len(domains.heights), domains.losses(w), domains.gradients(w)
-    mean = sum(losses) / number
+    number, weights, gradients = len(domains.heights), _weights(domains, w, lam), domains.gradients(w)
     centre = [sum(column) / number for column in zip(*gradients, strict=True)]
     hessian, hessian_di = sp.zeros(len(w)), sp.zeros(len(w))
-    for alpha, loss, gradient, H in zip(domains.shares, losses, gradients, domains.curvatures, strict=True):
+    for alpha, weight, gradient, H in zip(domains.shares, weights, gradients, domains.curvatures, strict=True):
         deviation = _exact_matrix([[x] for x in _plus(gradient, -1, centre)])
         hessian += sp.Rational(alpha) * _exact_matrix(H)
-        hessian_di += sp.Rational(eq8_weight(alpha, loss, mean, lam, number)) * _exact_matrix(H)
+        hessian_di += sp.Rational(weight) * _exact_matrix(H)
         hessian_di -= sp.Rational(2 * lam / number) * deviation * deviation.T
     g = _direction(domains, w, lam)
     norm = sp.Rational(_root(_dot(g, g)))
@@ -880,17 +877,14 @@ def _circulation(case: Case, lam: Fraction, half: Fraction = Fraction(1, 10)) ->
 
 def _along(case: Case, lam: Fraction, start: Vector, end: Vector) -> Callable[[flint.acb, bool], flint.acb]:
     r"""$\langle\nabla L(w^{asc}),\dot w\rangle$ on the segment, as an integrand that says where it is not analytic."""
-    balls, origin, edge = (
-        case.domains.mapped(_ball),
-        [_ball(x) for x in start],
-        [_ball(x) for x in _plus(end, -1, start)],
-    )
+    balls = case.domains.mapped(to_ball)
+    origin, edge = ([to_ball(x) for x in v] for v in (start, _plus(end, -1, start)))
 
     def integrand(t: flint.acb, analytic: bool) -> flint.acb:
         def root(square: flint.acb) -> flint.acb:
             return flint.acb(square).sqrt(analytic=analytic)
 
-        ascent = ascent_point(balls, _plus(origin, t, edge), _ball(lam), _ball(case.rho), root)
+        ascent = ascent_point(balls, _plus(origin, t, edge), to_ball(lam), to_ball(case.rho), root)
         return _dot(_pooled(balls, balls.gradients(ascent)), edge)
 
     return integrand
@@ -917,7 +911,8 @@ def _direction_cases() -> Iterator[tuple[Fraction, Vector, Vector]]:
         p, q = ([Fraction(rng.randint(1, 9)) for _ in range(n)] for _ in range(2))
         yield lam, p, q
         yield SAM, p, q
-        yield lam, p, [x * rng.choice((-3, 0, Fraction(1, 2), 11)) for x in p] if index % 2 else [-x for x in p]
+        scale = (-3, 0, Fraction(1, 2), 11)[index % 4]
+        yield lam, p, [x * scale for x in p]
         yield lam, p[:1], [x * 23 for x in q[:1]]
     for domains, w in _random_domains(20):
         level = replace(
@@ -931,9 +926,9 @@ def _direction_cases() -> Iterator[tuple[Fraction, Vector, Vector]]:
 
 def _reversed_case() -> tuple[dict[str, Any], bool]:
     """A step in one dimension: are both weights positive, and does DISAM's ascent go down the pooled loss?"""
-    line, w, lam, rho = _line("1/2", "5/2"), _fractions("1/10"), Fraction(1, 10), Fraction(1, 20)
+    line, w, lam, rho = _line("1/2", "5/2"), _fractions("1/10"), LAM_DEFAULT, RHO_DEFAULT
     losses = line.losses(w)
-    weights = [eq8_weight(Fraction(1, 2), loss, sum(losses) / 2, lam, 2) for loss in losses]
+    weights = _weights(line, w, lam)
     ascent = ascent_point(line, w, lam, rho)
     values = {"w": w[0], "w_asc": ascent[0], "beta": weights, "g": _direction(line, w, lam)[0], "p": _slope(line, w)}
     pooled = {"loss_at_w": _dot(line.shares, losses), "loss_at_w_asc": _dot(line.shares, line.losses(ascent))}
@@ -1080,9 +1075,9 @@ DYNAMICS_CLAIMS = (
         where="Algorithm 1, against SAM",
         statement=r"DISAM's ascent direction is SAM's exactly where $\lambda^2D=0$ and $\lambda\langle p,q\rangle<"
         r"\lVert p\rVert^2$, with $D=\lVert p\rVert^2\lVert q\rVert^2-\langle p,q\rangle^2$: for one domain, for "
-        r"domains with equal losses, for $q=sp$ with $\lambda s<1$. Where $\lambda^2D=0$ and $\lambda\langle p,q\rangle>"
-        r"\lVert p\rVert^2$ it is SAM's reversed, down the pooled loss, which occurs even with every $\beta_i>0$. In "
-        "one dimension nothing else occurs.",
+        r"domains with equal losses, for $q=sp$ with $\lambda s<1$. Where $\lambda^2D=0$ and "
+        r"$\lambda\langle p,q\rangle>\lVert p\rVert^2$ it is SAM's reversed, down the pooled loss, which occurs even "
+        r"with every $\beta_i>0$. In one dimension nothing else occurs.",
         assumptions=(r"$p\neq0$ and $g_\lambda\neq0$",),
         scope=EVERY_DIMENSION,
         expected=Verdict.PROVED,

@@ -28,6 +28,7 @@ import sympy as sp
 
 from disam_theory.claims import Evidence, Verdict
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.method import eq6_summand, eq8_weight
 
 BITS = 256
@@ -88,7 +89,7 @@ class Step:
 def enclose(expression: sp.Expr, values: dict[sp.Symbol, flint.arb]) -> flint.arb:
     """A ball that contains the expression where the symbols have these values."""
     if isinstance(expression, sp.Rational):
-        return ball(Fraction(int(expression.p), int(expression.q)))
+        return to_ball(Fraction(int(expression.p), int(expression.q)))
     if isinstance(expression, sp.Symbol):
         return values[expression]
     if isinstance(expression, sp.Pow):
@@ -136,22 +137,22 @@ def certified_step(problem: Problem) -> Step:
 def ball_step(problem: Problem) -> Step:
     """The step from symbolic derivatives and the weights of Eq. 8, in ball arithmetic."""
     number, variables = len(problem.losses), problem.variables
-    share = ball(Fraction(1, number))
+    share = to_ball(Fraction(1, number))
 
     def at(w: Vector) -> tuple[Vector, Vector, list[Vector]]:
         point = dict(zip(variables, w, strict=True))
         losses = [enclose(loss, point) for loss in problem.losses]
-        weights = [eq8_weight(share, loss, sum(losses) / number, ball(problem.lam), number) for loss in losses]
+        weights = [eq8_weight(share, loss, sum(losses) / number, to_ball(problem.lam), number) for loss in losses]
         return losses, weights, [[enclose(loss.diff(x), point) for x in variables] for loss in problem.losses]
 
     with flint.ctx.workprec(BITS):
-        w, rho = [ball(x) for x in problem.start], ball(problem.rho)
+        w, rho = [to_ball(x) for x in problem.start], to_ball(problem.rho)
         losses, weights, now = at(w)
         g = combine(weights, now)
         u = [x / dot(g, g).sqrt() for x in g]
         ascent = add(w, u, rho)
         v = combine([share] * number, at(ascent)[2])
-        w_next = add(w, v, -ball(problem.eta))
+        w_next = add(w, v, -to_ball(problem.eta))
         next_losses, weights_next, then = at(w_next)
         g_next = combine(weights_next, then)
         u_next = [x / dot(g_next, g_next).sqrt() for x in g_next]
@@ -226,10 +227,10 @@ def first_order(problem: Problem) -> dict[str, flint.arb]:
     ``size`` is $\lVert g\rVert$."""
     with flint.ctx.workprec(BITS):
         variables = problem.variables
-        w = [ball(x) for x in problem.start]
+        w = [to_ball(x) for x in problem.start]
         point = dict(zip(variables, w, strict=True))
         g = [enclose(problem.domain_inspired.diff(x), point) for x in variables]
-        ascent = add(w, g, ball(problem.rho) / dot(g, g).sqrt())
+        ascent = add(w, g, to_ball(problem.rho) / dot(g, g).sqrt())
         there = dict(zip(variables, ascent, strict=True))
         v = [enclose(problem.pooled.diff(x), there) for x in variables]
         hessian = [[enclose(problem.domain_inspired.diff(x, y), point) for y in variables] for x in variables]
@@ -245,7 +246,7 @@ def assumptions_on(problem: Problem) -> list[dict[str, Any]]:
     splits = [sp.expand(loss).as_coeff_Add() for loss in problem.losses]
     least = min(Fraction(int(c.p), int(c.q)) - amplitude(waves) for c, waves in splits)
     with flint.ctx.workprec(BITS):
-        points = [[ball(x + shift) for x in problem.start] for shift in (0, 3)]
+        points = [[to_ball(x + shift) for x in problem.start] for shift in (0, 3)]
         at = [dict(zip(variables, w, strict=True)) for w in points]
         bent = min((enclose(pooled.diff(x, 2), values) for values in at for x in variables), key=float)
         positive = min(problem.rho, problem.eta) > 0 and problem.lam >= 0
@@ -335,10 +336,6 @@ def described(problem: Problem) -> dict[str, Any]:
 def shown(value: Number) -> str:
     """A ball with its radius, an exact number as it is."""
     return value.str(8) if isinstance(value, flint.arb) else str(value)
-
-
-def ball(x: Fraction | int) -> flint.arb:
-    return flint.arb(flint.fmpq(Fraction(x).numerator, Fraction(x).denominator))
 
 
 def dot(a: Sequence[Number], b: Sequence[Number]) -> Number:

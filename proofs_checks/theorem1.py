@@ -10,7 +10,6 @@ mpmath's interval arithmetic. Their enclosures must overlap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -19,15 +18,24 @@ from typing import Any
 import flint
 import mpmath
 import sympy as sp
-from mpmath.libmp import to_rational
 
 from disam_theory.claims import Claim, Evidence, Verdict
+from disam_theory.convergence import corrected_floor, corrected_left, thm1_bound
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import (
+    BITS,
+    Ends,
+    IntervalSteps,
+    Number,
+    ball_ends,
+    decimal,
+    interval_ends,
+    interval_precision,
+    overlap,
+    to_ball,
+    to_interval,
+)
 from proofs_checks.method import eq8_weight
-
-BITS = 256
-Number = Any  # a ball, an interval, a Fraction or a sympy expression
-Ends = tuple[Fraction, Fraction]
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,6 @@ class Sides:
     largest: Fraction
 
 
-def thm1_bound(gap: Number, rate: Number, L: Number, G: Number, rho: Number, turning: Number, T: Number) -> Number:
-    r"""$\frac{L_p(w_0)-L_{\min}}{\eta_0}\frac1{\sqrt T}+\frac{(LG^2+\rho^2L\Gamma^2)\,\eta_0\log T}{\sqrt T}$."""
-    return gap / rate / T.sqrt() + (L * G**2 + rho**2 * L * turning**2) * rate * T.log() / T.sqrt()
-
-
 def thm1_bound_harmonic(
     gap: Number, rate: Number, L: Number, G: Number, rho: Number, turning: Number, T: Number
 ) -> Number:
@@ -71,7 +74,7 @@ def thm1_bound_harmonic(
 def ball_path(problem: Problem, steps: int, bound: Callable[..., Number]) -> Sides:
     r"""SAM on $w^2/2$ in ball arithmetic: $w_{t+1}=w_t-\eta_t(w_t+\rho\,\mathrm{sign}(w_t))$."""
     with flint.ctx.workprec(BITS):
-        w, rho, rate = _ball(problem.start), _ball(problem.rho), _ball(problem.rate)
+        w, rho, rate = to_ball(problem.start), to_ball(problem.rho), to_ball(problem.rate)
         total, largest = flint.arb(0), abs(w)
         gap = (abs(w) + rho) ** 2 / 2
         for t in range(1, steps + 1):
@@ -79,16 +82,16 @@ def ball_path(problem: Problem, steps: int, bound: Callable[..., Number]) -> Sid
             total += gradient**2
             largest = largest.max(abs(gradient)).max(abs(w))
             w -= rate / flint.arb(t).sqrt() * gradient
-        constants = map(_ball, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
+        constants = map(to_ball, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
         right = bound(gap, rate, *constants, flint.arb(steps))
-        return Sides(steps, _ball_ends(total / steps), _ball_ends(right), _ball_ends(largest)[1])
+        return Sides(steps, ball_ends(total / steps), ball_ends(right), ball_ends(largest)[1])
 
 
 def interval_path(problem: Problem, steps: int, bound: Callable[..., Number], *, lam: Fraction = Fraction(0)) -> Sides:
     r"""Algorithm 1 on the two domains in interval arithmetic: the ascent goes along $\sum_i\beta_iL_i'$ of Eq. 8."""
     centres = (1, -1)
-    with _interval_precision(BITS):
-        w, rho, rate, lam_ = map(_interval, (problem.start, problem.rho, problem.rate, lam))
+    with interval_precision(BITS):
+        w, rho, rate, lam_ = map(to_interval, (problem.start, problem.rho, problem.rate, lam))
         share = mpmath.iv.mpf(1) / len(centres)
         total, largest = mpmath.iv.mpf(0), abs(w).b
         gap = None
@@ -103,9 +106,9 @@ def interval_path(problem: Problem, steps: int, bound: Callable[..., Number], *,
             total += gradient**2
             largest = max(largest, abs(gradient).b, abs(w).b)
             w -= rate / mpmath.iv.sqrt(mpmath.iv.mpf(t)) * gradient
-        constants = map(_interval, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
-        right = bound(gap, rate, *constants, _IntervalSteps(steps))
-        return Sides(steps, _interval_ends(total / steps), _interval_ends(right), _interval_ends(largest)[1])
+        constants = map(to_interval, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
+        right = bound(gap, rate, *constants, IntervalSteps(steps))
+        return Sides(steps, interval_ends(total / steps), interval_ends(right), interval_ends(largest)[1])
 
 
 def assumptions_on(problem: Problem, largest: Fraction) -> list[dict[str, Any]]:
@@ -119,7 +122,7 @@ def assumptions_on(problem: Problem, largest: Fraction) -> list[dict[str, Any]]:
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(knots)]
     heights = [height for _, height in knots]
     return [
-        {"assumption": "every gradient met is at most G", "value": _decimal(largest, up=True), "holds": largest <= G},
+        {"assumption": "every gradient met is at most G", "value": decimal(largest, up=True), "holds": largest <= G},
         {"assumption": "the gradient is at most G on all of R", "value": str(max(heights)), "holds": max(heights) <= G},
         {
             "assumption": "L-smooth on all of R",
@@ -172,7 +175,7 @@ def _certified_sides(problem: Problem, steps: int, bound: Callable[..., Number],
     """SAM's by both paths and DISAM's; raises where their enclosures do not overlap."""
     ball = ball_path(problem, steps, bound)
     others = [interval_path(problem, steps, bound), interval_path(problem, steps, bound, lam=lam)]
-    if not all(_overlap(ball.left, o.left) and _overlap(ball.right, o.right) for o in others):
+    if not all(overlap(ball.left, o.left) and overlap(ball.right, o.right) for o in others):
         raise ComputationError(f"ball and interval arithmetic disagree at T={steps}; one of the two paths is wrong")
     return [ball, *others]
 
@@ -181,8 +184,8 @@ def _row(all_sides: list[Sides]) -> dict[str, Any]:
     left, right = min(s.left[0] for s in all_sides), max(s.right[1] for s in all_sides)
     return {
         "T": all_sides[0].steps,
-        "left_at_least": _decimal(left),
-        "right_at_most": _decimal(right, up=True),
+        "left_at_least": decimal(left),
+        "right_at_most": decimal(right, up=True),
         "violated": left > right,
     }
 
@@ -193,21 +196,11 @@ def first_violation(problem: Problem, bound: Callable[..., Number], limit: int =
     is exactly 0 (where no ascent direction is defined)."""
     for T in range(8, limit):
         with flint.ctx.workprec(BITS):
-            gap = (abs(_ball(problem.start)) + _ball(problem.rho)) ** 2 / 2
-            constants = map(_ball, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
-            if bound(gap, _ball(problem.rate), *constants, flint.arb(T)) < _ball(problem.rho) ** 2:
+            gap = (abs(to_ball(problem.start)) + to_ball(problem.rho)) ** 2 / 2
+            constants = map(to_ball, (problem.smoothness, problem.gradient_bound, problem.rho, problem.turning))
+            if bound(gap, to_ball(problem.rate), *constants, flint.arb(T)) < to_ball(problem.rho) ** 2:
                 return T
     return None
-
-
-def corrected_left(eta: Number, L: Number, at_w: Number, at_ascent: Number) -> Number:
-    r"""$\eta_t[\lVert\nabla L(w_t)\rVert^2+(1-L\eta_t)\lVert\nabla L(w_t^{asc})\rVert^2]$, from the squared norms."""
-    return eta * (at_w + (1 - L * eta) * at_ascent)
-
-
-def corrected_floor(eta: Number, L: Number, rho: Number) -> Number:
-    r"""$L^2\eta_t\rho_t^2$."""
-    return L**2 * eta * rho**2
 
 
 def check_conv_corrected(
@@ -256,61 +249,10 @@ def _exact_slacks(left: Callable[..., Number], floor: Callable[..., Number]) -> 
                     yield {"eta": rate, "w_1": start, "epsilon": rule, "T": steps, "slack": start**2 + total}
 
 
-def _ball(x: Fraction) -> flint.arb:
-    return flint.arb(flint.fmpq(x.numerator, x.denominator))
-
-
-def _ball_ends(x: flint.arb) -> Ends:
-    ends = [end.man_exp() for end in (x.lower(), x.upper())]
-    low, high = (Fraction(int(mantissa)) * Fraction(2) ** int(exponent) for mantissa, exponent in ends)
-    return low, high
-
-
-class _IntervalSteps:
-    """The number of steps, with the methods that a ball has."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = mpmath.iv.mpf(steps)
-
-    def sqrt(self) -> Number:
-        return mpmath.iv.sqrt(self.steps)
-
-    def log(self) -> Number:
-        return mpmath.iv.log(self.steps)
-
-
-def _interval(x: Fraction) -> Number:
-    return mpmath.iv.mpf(x.numerator) / x.denominator
-
-
-def _interval_ends(x: Number) -> Ends:
-    low, high = (Fraction(*map(int, to_rational(end))) for end in mpmath.iv.mpf(x)._mpi_)
-    return low, high
-
-
-@contextmanager
-def _interval_precision(bits: int) -> Iterator[None]:
-    before, mpmath.iv.prec = mpmath.iv.prec, bits
-    try:
-        yield
-    finally:
-        mpmath.iv.prec = before
-
-
 def _signed(rho: Number, *, positive: bool, negative: bool, step: int) -> Number:
     if not (positive or negative):
         raise ComputationError(f"the sign of the ascent direction at step {step} is not certain; use more bits")
     return rho if positive else -rho
-
-
-def _overlap(first: Ends, second: Ends) -> bool:
-    return first[0] <= second[1] and second[0] <= first[1]
-
-
-def _decimal(x: Fraction, *, up: bool = False, digits: int = 5) -> str:
-    """``x`` rounded down, or up, to ``digits`` decimals."""
-    scaled = x * 10**digits
-    return f"{(-(-scaled // 1) if up else scaled // 1) / 10**digits:.{digits}f}"
 
 
 THEOREM1_CLAIMS = (

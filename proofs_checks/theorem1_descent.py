@@ -18,6 +18,7 @@ import flint
 import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
+from proofs_checks.enclosures import to_ball
 from proofs_checks.exact import exact_strings
 from proofs_checks.one_step import (
     BITS,
@@ -27,7 +28,6 @@ from proofs_checks.one_step import (
     X,
     Y,
     add,
-    ball,
     certified_step,
     certify,
     dot,
@@ -99,7 +99,7 @@ def check_cross_term(
     with flint.ctx.workprec(BITS):
         for run in runs:
             step = certified_step(run)
-            ratio = neglected(run, step) / (ball(run.eta) * step.descent)
+            ratio = neglected(run, step) / (to_ball(run.eta) * step.descent)
             rows.append({**named(run), "neglected_over_descent": shown(ratio), "violated": bool(ratio > 1)})
     reason = (
         f"the neglected term is positive and {rows[-1]['neglected_over_descent']} times the descent term that is kept, "
@@ -120,8 +120,8 @@ def check_cross_term_repaired(study: object, *, corrected: Callable[..., Number]
 
     def error(run: Problem) -> Number:
         terms = first_order(run)
-        value = corrected(*(terms[name] for name in ("vg", "vh", "gh", "size")), ball(run.rho))
-        return abs(certified_step(run).cross / ball(run.eta) - value)
+        value = corrected(*(terms[name] for name in ("vg", "vh", "gh", "size")), to_ball(run.rho))
+        return abs(certified_step(run).cross / to_ball(run.eta) - value)
 
     reason = r"the derivative in $\eta_t$ at 0 is exactly $-\kappa\lVert v\rVert^2$"
     errors = falling_errors(error, SADDLE)
@@ -166,8 +166,8 @@ def check_eq14(study: object, *, right: Callable[..., Number] = eq14_right, prob
 
 
 def _eq14_value(run: Problem, right: Callable[..., Number]) -> Number:
-    step, G2 = certified_step(run), ball(run.gradient_bound) ** 2
-    constants = (ball(run.eta), ball(run.smoothness), ball(run.rho))
+    step, G2 = certified_step(run), to_ball(run.gradient_bound) ** 2
+    constants = (to_ball(run.eta), to_ball(run.smoothness), to_ball(run.rho))
     return right(step.loss, step.descent, G2, step.cross, step.tangent2, *constants)
 
 

@@ -20,8 +20,9 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.exact import exact_strings
-from proofs_checks.one_step import BITS, Number, add, ball, certify, dot, identity
+from proofs_checks.one_step import BITS, Number, add, certify, dot, identity
 
 # (value of each sample, its probability); one domain, batches of one sample
 POPULATION = ((Fraction(1), Fraction(3, 4)), (Fraction(-3), Fraction(1, 4)))
@@ -234,8 +235,8 @@ def check_eq13_repaired(
         for g, g_next in product(pythagorean_gradients(), repeat=2):
             chord2 = squared_chord(g, g_next)
             with flint.ctx.workprec(BITS):
-                phi = 2 * (ball(chord2).sqrt() / 2).asin()
-                chord_longer = bool(ball(chord2) > arc(phi) ** 2)
+                phi = 2 * (to_ball(chord2).sqrt() / 2).asin()
+                chord_longer = bool(to_ball(chord2) > arc(phi) ** 2)
             for size in (Fraction(1, 20), Fraction(2)):
                 eps = [size * x / exact_norm(g) for x in g]
                 violated = chord_longer or dot(eps, eps) != length(size) ** 2

@@ -21,13 +21,13 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.one_step import (
     AGREEMENT,
     BITS,
     DIGITS,
     Number,
     Problem,
-    ball,
     certified_step,
     certify,
     described,
@@ -67,8 +67,8 @@ def check_eq18(
     rows = []
     with flint.ctx.workprec(BITS):
         for run in runs:
-            step, L = certified_step(run), ball(run.smoothness)
-            constants = (ball(run.gradient_bound) ** 2, ball(run.eta), L, ball(run.rho), L)
+            step, L = certified_step(run), to_ball(run.smoothness)
+            constants = (to_ball(run.gradient_bound) ** 2, to_ball(run.eta), L, to_ball(run.rho), L)
             limit = right(step.loss, step.descent, *constants)
             sides = {"left": shown(step.next_loss), "right": shown(limit)}
             rows.append({**named(run), **sides, "violated": bool(step.next_loss > limit)})
@@ -110,7 +110,7 @@ def _harmonic_remainders(bound: sp.Expr) -> dict[str, sp.Expr]:
 def _harmonic_row(bound: sp.Expr, T: int) -> tuple[dict[str, Any], bool]:
     """In balls with the exact sum; again with the digamma function in 70 digits."""
     with flint.ctx.workprec(BITS):
-        gap = ball(_harmonic(T)) - enclose(bound, {N: flint.arb(T)})
+        gap = to_ball(_harmonic(T)) - enclose(bound, {N: flint.arb(T)})
     with mpmath.workdps(DIGITS):
         again = mpmath.harmonic(T) - sp.lambdify(N, bound, "mpmath")(mpmath.mpf(T))
         if bool(gap > 0) != (again > mpmath.mpf(AGREEMENT)):
@@ -153,9 +153,9 @@ def _extremal_row(T: int, bound: sp.Expr, last: int) -> tuple[dict[str, Any], bo
     """
     eta0, c = Fraction(1, 4), 2
     with flint.ctx.workprec(BITS):
-        rates = [ball(eta0) / flint.arb(t).sqrt() for t in range(1, T + 1)]
+        rates = [to_ball(eta0) / flint.arb(t).sqrt() for t in range(1, T + 1)]
         change = sum((-eta + c * eta**2 for eta in rates[: T - 1 + last]), flint.arb(0))
-        gap = change + sum(rates, flint.arb(0)) - c * ball(eta0) ** 2 * enclose(bound, {N: flint.arb(T)})
+        gap = change + sum(rates, flint.arb(0)) - c * to_ball(eta0) ** 2 * enclose(bound, {N: flint.arb(T)})
     with mpmath.workdps(DIGITS):
         rate = mpmath.mpf(1) / 4
         beyond = mpmath.harmonic(T - 1 + last) - sp.lambdify(N, bound, "mpmath")(mpmath.mpf(T))
@@ -169,8 +169,8 @@ def _first_step(bound: sp.Expr, last: int) -> tuple[dict[str, Any], bool]:
     """T = 1 on a run of DISAM that does meet Eq. 18."""
     step = certified_step(VALLEY)
     with flint.ctx.workprec(BITS):
-        L, eta = ball(VALLEY.smoothness), ball(VALLEY.eta)
-        constants = (ball(VALLEY.gradient_bound) ** 2, eta, L, ball(VALLEY.rho), L)
+        L, eta = to_ball(VALLEY.smoothness), to_ball(VALLEY.eta)
+        constants = (to_ball(VALLEY.gradient_bound) ** 2, eta, L, to_ball(VALLEY.rho), L)
         slack18 = eq18_right(step.loss, step.descent, *constants) - step.next_loss
         allowed = eq18_right(0, step.descent, *constants) + eta * step.descent  # c eta_0^2
         gap = last * (step.next_loss - step.loss) + eta * step.descent - allowed * enclose(bound, {N: flint.arb(1)})
@@ -266,8 +266,8 @@ def check_divided(
 
 def _divided_row(numbers: Numbers, right: Callable[..., Number], factor: Callable[..., Number]) -> dict[str, Any]:
     with flint.ctx.workprec(BITS):
-        left = ball(factor(numbers.eta0, Fraction(numbers.root)) * numbers.s)
-        constants = [ball(x) for x in (numbers.gap, numbers.c, numbers.eta0)]
+        left = to_ball(factor(numbers.eta0, Fraction(numbers.root)) * numbers.s)
+        constants = [to_ball(x) for x in (numbers.gap, numbers.c, numbers.eta0)]
         limit = right(*constants, flint.arb(numbers.T).log(), flint.arb(numbers.root))
         return {
             "T": numbers.T,

@@ -18,6 +18,7 @@ import flint
 import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
+from proofs_checks.enclosures import to_ball
 from proofs_checks.method import eq8_weight
 from proofs_checks.one_step import (
     BITS,
@@ -28,7 +29,6 @@ from proofs_checks.one_step import (
     X,
     Y,
     add,
-    ball,
     certified_step,
     certify,
     dot,
@@ -98,7 +98,7 @@ def check_eq16(study: object, *, readings: dict[str, tuple[Problem, Order]] = EQ
 
 
 def _eq16_premises(run: Problem, step: Step) -> list[dict[str, Any]]:
-    point = {x: ball(value) for x, value in zip(run.variables, run.start, strict=True)}
+    point = {x: to_ball(value) for x, value in zip(run.variables, run.start, strict=True)}
     slopes = [[enclose(loss.diff(x), point) for x in run.variables] for loss in run.losses]
     first, second = (dot(slope, slope) for slope in slopes)
     before, after = (abs(losses[0] - losses[1]) for losses in (step.losses, step.next_losses))
@@ -111,13 +111,13 @@ def _eq16_premises(run: Problem, step: Step) -> list[dict[str, Any]]:
 
 def largest_turning(problem: Problem) -> Number:
     r"""$\Gamma=L$, the largest that the theorem allows."""
-    return ball(problem.smoothness)
+    return to_ball(problem.smoothness)
 
 
 def sams_turning(problem: Problem) -> Number:
     r"""An upper bound of $\phi_t/\eta_t$ for SAM on the same problem."""
     step = certified_step(replace(problem, lam=Fraction(0)))
-    return step.tangent2.sqrt() / ball(problem.eta)
+    return step.tangent2.sqrt() / to_ball(problem.eta)
 
 
 def check_eq17(
@@ -134,7 +134,7 @@ def check_eq17(
         for run in problems:
             step, allowed = certified_step(run), limit(run)
             both = add(step.weight_part, step.curvature_part, 1)
-            ratio = (dot(both, both) / dot(step.g, step.g)).sqrt() / ball(run.eta)
+            ratio = (dot(both, both) / dot(step.g, step.g)).sqrt() / to_ball(run.eta)
             sizes = {"middle_over_eta": shown(ratio), "Gamma": shown(allowed)}
             rows.append({"part": "middle <= eta Gamma", **named(run), **sizes, "violated": bool(ratio > allowed)})
         grows = bool(dot(both, both) > dot(step.curvature_part, step.curvature_part))
@@ -176,7 +176,7 @@ def check_eq17_repaired(
 
     def error(run: Problem) -> Number:
         terms, step = first_order(run), certified_step(run)
-        return abs(step.sine2 / ball(run.eta) ** 2 - rate2(terms["gh"], terms["hh"], terms["size"]))
+        return abs(step.sine2 / to_ball(run.eta) ** 2 - rate2(terms["gh"], terms["hh"], terms["size"]))
 
     reason = r"$\sin^2\phi_t/\eta_t^2$ goes to exactly $\lVert PH_dv\rVert^2/\lVert g\rVert^2$"
     return certify(remainders, falling_errors(error, SADDLE, BOWL, PLANES), reason, refutes=False)
@@ -200,7 +200,7 @@ def check_gamma(study: object, *, runs: Sequence[Problem], limits: Limits) -> Ev
     rows = []
     with flint.ctx.workprec(BITS):
         for run, (name, limit) in product(runs, limits.items()):
-            rate, allowed = certified_step(run).sine2.sqrt() / ball(run.eta), limit(run)
+            rate, allowed = certified_step(run).sine2.sqrt() / to_ball(run.eta), limit(run)
             rows.append(
                 {**named(run), "start": [str(x) for x in run.start], "turning_rate_at_least": shown(rate.lower()),
                  "limit": name, "limit_at_most": shown(allowed), "violated": bool(rate > allowed)}

@@ -23,29 +23,24 @@ import flint
 import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
+from disam_theory.convergence import corrected_floor, thm1_bound
 from disam_theory.errors import ComputationError
-from proofs_checks.exact import Instance, M, exact_strings, instances
-from proofs_checks.method import ALPHA, LAM, LOSS, eq8_weight
-from proofs_checks.theorem1 import (
+from proofs_checks.enclosures import (
     BITS,
     Ends,
+    IntervalSteps,
     Number,
-    Problem,
-    Sides,
-    _ball,
-    _ball_ends,
-    _decimal,
-    _interval,
-    _interval_ends,
-    _interval_precision,
-    _IntervalSteps,
-    _overlap,
-    assumptions_on,
-    corrected_floor,
-    first_violation,
-    thm1_bound,
-    thm1_bound_harmonic,
+    ball_ends,
+    decimal,
+    interval_ends,
+    interval_precision,
+    overlap,
+    to_ball,
+    to_interval,
 )
+from proofs_checks.exact import Instance, M, exact_strings, instances
+from proofs_checks.method import ALPHA, LAM, LOSS, eq8_weight
+from proofs_checks.theorem1 import Problem, Sides, assumptions_on, first_violation, thm1_bound_harmonic
 
 Plane = tuple[Fraction, Fraction]
 X = flint.fmpq_poly([0, 1])
@@ -126,13 +121,13 @@ class Arithmetic:
     model: Callable[[Domains, Fraction], Model]  # rounds to the precision it is called in
 
 
-BALLS = Arithmetic(_ball, flint.arb, _ball_ends, lambda: flint.ctx.workprec(BITS), pooled_model)
+BALLS = Arithmetic(to_ball, flint.arb, ball_ends, lambda: flint.ctx.workprec(BITS), pooled_model)
 INTERVALS = Arithmetic(
-    _interval,
-    _IntervalSteps,
-    _interval_ends,
-    lambda: _interval_precision(BITS),
-    partial(domain_model, number=_interval),
+    to_interval,
+    IntervalSteps,
+    interval_ends,
+    lambda: interval_precision(BITS),
+    partial(domain_model, number=to_interval),
 )
 
 
@@ -197,14 +192,14 @@ def both_paths(
 ) -> tuple[Sides, Sides]:
     """The two sides by balls and by intervals; raises where the enclosures do not overlap."""
     ball, other = (sides_of(path, domains, lam, problem, bound, steps, reading) for path in (BALLS, INTERVALS))
-    if not (_overlap(ball.left, other.left) and _overlap(ball.right, other.right)):
+    if not (overlap(ball.left, other.left) and overlap(ball.right, other.right)):
         raise ComputationError(f"ball and interval arithmetic disagree at T={steps}; one of the two paths is wrong")
     return ball, other
 
 
 def _row(paths: Sequence[Sides], bound: Callable[..., Number] = thm1_bound) -> dict[str, Any]:
     left, right = min(side.left[0] for side in paths), max(side.right[1] for side in paths)
-    shown = {"left_at_least": _decimal(left), "right_at_most": _decimal(right, up=True)}
+    shown = {"left_at_least": decimal(left), "right_at_most": decimal(right, up=True)}
     name = "1 + log T" if bound is thm1_bound_harmonic else "log T"
     return {"T": paths[0].steps, "with": name, **shown, "violated": left > right}
 
@@ -238,7 +233,7 @@ def check_thm1_disam(
     disam, sam = (sides_of(BALLS, TWISTED, x, problem, bound, steps[-1]) for x in (lam, Fraction(0)))
     assumptions = [
         *assumptions_on(problem, disam.largest),
-        *_apart_from_sam(problem, lam, window, apart=not _overlap(sam.left, disam.left)),
+        *_apart_from_sam(problem, lam, window, apart=not overlap(sam.left, disam.left)),
     ]
     at_all_T = (problem.rho - window) ** 2
     data = {
@@ -294,7 +289,7 @@ def _refuted_where(
 
 
 def _scaled(bound: Callable[..., Number], factor: Fraction) -> Callable[..., Number]:
-    return lambda *constants: bound(*constants) * _ball(factor)
+    return lambda *constants: bound(*constants) * to_ball(factor)
 
 
 def check_thm1_readings(
@@ -416,7 +411,7 @@ def check_thm1_stochastic(
         "violated_for_every_T_from": first_violation(problem, bound),
         "with_1_plus_log_T_from": first_violation(problem, thm1_bound_harmonic),
         "expectation_over_all_noise": {
-            name: [_decimal(low) for low, _ in expected_left(problem, noise, lam, 6, same_batch=same)]
+            name: [decimal(low) for low, _ in expected_left(problem, noise, lam, 6, same_batch=same)]
             for name, same in ascents.items()
         },
         "gap_of_step_12": {name: str(_gap_of_step_12(problem, noise, same)) for name, same in ascents.items()},
@@ -433,7 +428,7 @@ def _row_against(problem: Problem, bound: Callable[..., Number], steps: int) -> 
         with arithmetic.precision():
             right = bound(*map(arithmetic.number, (gap, *constants)), arithmetic.steps(steps))
             sides.append(Sides(steps, (floor, floor), arithmetic.ends(right), problem.gradient_bound))
-    if not _overlap(sides[0].right, sides[1].right):
+    if not overlap(sides[0].right, sides[1].right):
         raise ComputationError(f"ball and interval arithmetic disagree on the bound at T={steps}")
     return _row(sides, bound)
 
@@ -508,7 +503,7 @@ def expected_left(
             return results
 
     ball, other = by(BALLS), by(INTERVALS)
-    if not all(_overlap(a, b) for a, b in zip(ball, other, strict=True)):
+    if not all(overlap(a, b) for a, b in zip(ball, other, strict=True)):
         raise ComputationError(
             "ball and interval arithmetic disagree on the expectation; one of the two paths is wrong"
         )
@@ -654,8 +649,8 @@ def _crossing_row(
     mu, L, rho, G, rate, gap = map(Fraction, constants)
     level = mu**2 * rho**2
     with BALLS.precision():
-        T0 = last_crossing(_ball(gap / rate), _ball((L * G**2 + rho**2 * L**3) * rate), _ball(level))
-        low, high = _ball_ends(T0)
+        T0 = last_crossing(to_ball(gap / rate), to_ball((L * G**2 + rho**2 * L**3) * rate), to_ball(level))
+        low, high = ball_ends(T0)
     crossed = True
     for arithmetic in (BALLS, INTERVALS):
         with arithmetic.precision():
@@ -847,7 +842,7 @@ def check_rho_remark(
     assumptions = _assumptions_on_plane(planar, steps)
     failed = [row["assumption"] for row in assumptions if not row["holds"]]
     data = {
-        "disam_turning_at_least": _decimal(_root_below(square)),
+        "disam_turning_at_least": decimal(_root_below(square)),
         "disam_turning_squared": str(square),
         "may_not_exceed_squared": str(limit),
         "sam_turning": str(sams_turning(planar)),

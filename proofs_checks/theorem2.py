@@ -21,19 +21,19 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
-from proofs_checks.method import eq8_weight
-from proofs_checks.theorem1 import (
+from proofs_checks.enclosures import (
     BITS,
     Ends,
     Number,
-    _ball,
-    _ball_ends,
-    _decimal,
-    _interval,
-    _interval_ends,
-    _interval_precision,
-    _overlap,
+    ball_ends,
+    decimal,
+    interval_ends,
+    interval_precision,
+    overlap,
+    to_ball,
+    to_interval,
 )
+from proofs_checks.method import eq8_weight
 
 Root = Callable[..., Number]
 BALL_FUNCTIONS = SimpleNamespace(log=lambda x: x.log(), sqrt=lambda x: x.sqrt(), exp=lambda x: x.exp())
@@ -67,10 +67,10 @@ def certified_root(root: Root, at: Setting, constant: Fraction = Fraction(0), la
     """Rational ends around the root, from balls; raises where intervals disagree."""
     arguments = [Fraction(x) for x in (at.k, at.n, at.delta, at.norm / at.rho, constant, largest)]
     with flint.ctx.workprec(BITS):
-        ball = _ball_ends(root(BALL_FUNCTIONS, *map(_ball, arguments)))
-    with _interval_precision(BITS):
-        interval = _interval_ends(root(mpmath.iv, *map(_interval, arguments)))
-    if not _overlap(ball, interval):
+        ball = ball_ends(root(BALL_FUNCTIONS, *map(to_ball, arguments)))
+    with interval_precision(BITS):
+        interval = interval_ends(root(mpmath.iv, *map(to_interval, arguments)))
+    if not overlap(ball, interval):
         raise ComputationError(f"ball and interval arithmetic disagree on the root at {at}; one of the paths is wrong")
     return ball
 
@@ -80,11 +80,11 @@ def enclosed_loss(loss: sp.Expr, w: Fraction, xi: Fraction) -> Ends:
     variables = (W, XI)
     with flint.ctx.workprec(BITS):
         function = sp.lambdify(variables, loss, modules=[vars(BALL_FUNCTIONS)])
-        ball = _ball_ends(flint.arb(function(_ball(w), _ball(xi))))
-    with _interval_precision(BITS):
+        ball = ball_ends(flint.arb(function(to_ball(w), to_ball(xi))))
+    with interval_precision(BITS):
         function = sp.lambdify(variables, loss, modules=[{"log": mpmath.iv.log, "exp": mpmath.iv.exp}])
-        interval = _interval_ends(function(_interval(w), _interval(xi)))
-    if not _overlap(ball, interval):
+        interval = interval_ends(function(to_interval(w), to_interval(xi)))
+    if not overlap(ball, interval):
         raise ComputationError(f"ball and interval arithmetic disagree on {loss} at w={w}, xi={xi}")
     return ball
 
@@ -168,9 +168,9 @@ def _witness_row(root: Root, witness: Witness, at: Setting, constant: Fraction, 
         raise ComputationError("the set of zeros violates the bound, and the sum over training sets does not say so")
     return {
         "X": str(large),
-        "bound_at_most": _decimal(zero[1] + complexity, up=True),
-        "expected_loss_at_least": _decimal(expected),
-        "probability_at_least": _decimal(total),
+        "bound_at_most": decimal(zero[1] + complexity, up=True),
+        "expected_loss_at_least": decimal(expected),
+        "probability_at_least": decimal(total),
         "violated": violated and total > at.delta,
         "largest": costly[1],
     }
@@ -188,10 +188,10 @@ def _premises(
         ("rho > 0 fixed, 0 < delta < 1, n >= 2", str(at.rho), at.rho > 0 and 0 < at.delta < 1 and at.n >= 2),
         ("L_D(w) <= E L_D(w + eps): second derivative in w at least 0", str(bent), bool(bent.is_nonnegative)),
         ("a sample 0 has the same loss at every w", str(at_zero), not at_zero.free_symbols),
-        ("P(all samples are 0) > delta", _decimal(rare), rare > at.delta),
+        ("P(all samples are 0) > delta", decimal(rare), rare > at.delta),
     ]
     if allowed is not None:
-        rows.append((f"the loss is at most {allowed}", _decimal(largest), largest <= allowed))
+        rows.append((f"the loss is at most {allowed}", decimal(largest), largest <= allowed))
     return [{"assumption": f"{name}: {text}", "value": value, "holds": holds} for text, value, holds in rows]
 
 
@@ -277,7 +277,7 @@ def check_rho_monotone(
     sign = slope_sign(root, "rho")
     data = {
         "sign_of_the_root_s_derivative_in_rho": sign,
-        "floor_of_the_root": _decimal(certified_root(root, Setting())[0]),
+        "floor_of_the_root": decimal(certified_root(root, Setting())[0]),
         "radii": [str(rho) for rho in RADII],
         "maxima": {name: [str(top) for top in profile["maxima"]] for name, profile in profiles.items()},
         "maxima_never_fall": nested,
@@ -312,7 +312,7 @@ def _profile(root: Root, worst: Callable[..., Fraction], loss: Callable[..., Fra
     pairs = [[enclosed(rho, constant) for rho in FIGURE_3C] for constant in (0, 10**6)]
     return {
         "maxima": [worst(loss, Fraction(1), rho) for rho in RADII],
-        "bounds": [_decimal(enclosed(rho, 0)[0]) for rho in RADII],
+        "bounds": [decimal(enclosed(rho, 0)[0]) for rho in RADII],
         "gains": [(after[0] - before[1], after[1] - before[0]) for before, after in pairs],
     }
 
@@ -361,7 +361,7 @@ def _size(root: Root, k: int, n: int, norm: Fraction, radii: tuple[Fraction, ...
     r"""The root as favourable as can be, $\delta\to1$ and $C=0$, rounded down; and the ratio at which it is 1."""
     values = {rho: certified_root(root, Setting(k, n, Fraction(1), norm, rho))[0] for rho in radii}
     return {
-        "root_at": {str(rho): _decimal(value) for rho, value in values.items()},
+        "root_at": {str(rho): decimal(value) for rho, value in values.items()},
         "vacuous": min(values.values()) > 1,
         "below_1_only_if_norm_over_rho_is_at_most": _needed_ratio(root, k, n),
     }
@@ -373,7 +373,7 @@ def _needed_ratio(root: Root, k: int, n: int) -> str | None:
     with flint.ctx.workprec(BITS):
         log_n = flint.arb(n).log()
         ratio = ((n - 1 - 4 * log_n) / k).expm1().sqrt() / (1 + (log_n / k).sqrt())
-        shown = _decimal(_ball_ends(ratio)[1], up=True, digits=6)
+        shown = decimal(ball_ends(ratio)[1], up=True, digits=6)
     at, before = (
         certified_root(root, Setting(k, n, Fraction(1), Fraction(shown) * share, Fraction(1)))
         for share in (Fraction(1), Fraction(999, 1000))
@@ -455,10 +455,10 @@ def _compare(root: Root, problem: TwoDomains, lam: Fraction, rho: Fraction) -> d
     reached = [loss for w in ends.values() for e in (-rho, rho) for loss in problem.losses(w + e)]
     terms = {
         name: {
-            "distance_from_the_minimum": _decimal(w - problem.place),
-            "maximum": _decimal(tops[name]),
-            "root": _decimal(roots[name][0]),
-            "bound": _decimal(tops[name] + roots[name][0]),
+            "distance_from_the_minimum": decimal(w - problem.place),
+            "maximum": decimal(tops[name]),
+            "root": decimal(roots[name][0]),
+            "bound": decimal(tops[name] + roots[name][0]),
         }
         for name, w in ends.items()
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from disam_theory.claims import Evidence, Verdict
-from proofs_checks.theorem1 import corrected_floor, corrected_left
+from disam_theory.convergence import corrected_floor, corrected_left
 
 TABLE = Path(__file__).parent / "tables" / "worst_cases.csv"
 CLASSES = ("smooth", "smooth and convex")

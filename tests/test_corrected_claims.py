@@ -10,6 +10,7 @@ import pytest
 import sympy as sp
 
 from disam_theory.claims import Verdict
+from disam_theory.convergence import corrected_floor, corrected_left
 from disam_theory.errors import ComputationError
 from proofs_checks.corrected import (
     BATCHES,
@@ -34,7 +35,6 @@ from proofs_checks.corrected import (
     remainder,
     witness_run,
 )
-from proofs_checks.theorem1 import corrected_floor, corrected_left
 from proofs_checks.worst_cases import (
     CLASSES,
     check_conv_worst_case,

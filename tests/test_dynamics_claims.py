@@ -290,7 +290,7 @@ def test_paths_that_disagree_are_an_error(monkeypatch):
 
 
 def test_a_derivative_that_only_symbols_accept_is_an_error(monkeypatch):
-    monkeypatch.setattr(dynamics, "_ball", lambda x: flint.arb(float(x) + 0.5))
+    monkeypatch.setattr(dynamics, "to_ball", lambda x: flint.arb(float(x) + 0.5))
     with pytest.raises(ComputationError, match="ball arithmetic does not"):
         check_ascent_slope(
             None, rate=lambda *args: variance_slope_rate(*args) * (2 if isinstance(args[0], flint.arb) else 1)

@@ -14,6 +14,7 @@ MODULES = (
     "test_theorem1_variants",
     "test_theorem1_steps",
     "test_theorem2_claims",
+    "test_theorem3_claims",
     "test_corrected_claims",
     # "test_weights_claims",
     "test_dynamics_claims",

@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 
 from disam_theory.claims import Verdict
+from disam_theory.convergence import corrected_floor, corrected_left, thm1_bound
 from disam_theory.errors import ComputationError
 from proofs_checks import theorem1
 from proofs_checks.theorem1 import (
@@ -15,11 +16,8 @@ from proofs_checks.theorem1 import (
     ball_path,
     check_conv_corrected,
     check_thm1,
-    corrected_floor,
-    corrected_left,
     first_violation,
     interval_path,
-    thm1_bound,
     thm1_bound_harmonic,
 )
 

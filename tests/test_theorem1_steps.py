@@ -13,6 +13,7 @@ import sympy as sp
 from disam_theory.claims import Verdict
 from disam_theory.errors import ComputationError
 from proofs_checks import one_step, theorem1_sums
+from proofs_checks.enclosures import to_ball
 from proofs_checks.one_step import (
     BITS,
     X,
@@ -20,7 +21,6 @@ from proofs_checks.one_step import (
     add,
     amplitude,
     assumptions_on,
-    ball,
     certified_step,
     certify,
     dot,
@@ -92,8 +92,8 @@ CLAIMS = (*THEOREM1_STEP_CLAIMS, *THEOREM1_DESCENT_CLAIMS, *THEOREM1_TURNING_CLA
 
 def left_after_correction(problem, step):
     terms = first_order(problem)
-    value = corrected_cross_term(*(terms[k] for k in ("vg", "vh", "gh", "size")), ball(problem.rho))
-    return step.cross - ball(problem.eta) * value
+    value = corrected_cross_term(*(terms[k] for k in ("vg", "vh", "gh", "size")), to_ball(problem.rho))
+    return step.cross - to_ball(problem.eta) * value
 
 
 def projected_ratio2(g, g_next):
@@ -204,7 +204,7 @@ MUTATIONS = {
         ),
     },
     "thm1-gamma-disam": {
-        "a rate of 1/5": lambda: check_gamma_disam(None, limits={"1/5": lambda run: ball(Fraction(1, 5))}),
+        "a rate of 1/5": lambda: check_gamma_disam(None, limits={"1/5": lambda run: to_ball(Fraction(1, 5))}),
         "SAM in place of DISAM": lambda: check_gamma_disam(None, runs=(replace(PLANES, lam=Fraction(0)),)),
         "less smooth than it is": lambda: check_gamma_disam(
             None, runs=(replace(PLANES, smoothness=Fraction(1, 1000)),), limits={"L": largest_turning}
@@ -315,9 +315,9 @@ def test_a_certificate_that_an_instance_contradicts_is_an_error():
 
 def test_bounds_everywhere_are_exact_and_other_functions_are_refused():
     assert amplitude(3 * sp.cos(X) - sp.sin(Y) / 2 + 1) == Fraction(9, 2)
-    assert enclose(1 + X * sp.cos(X - X), {X: ball(2)}) == 3
+    assert enclose(1 + X * sp.cos(X - X), {X: to_ball(2)}) == 3
     with pytest.raises(ComputationError, match="cannot be enclosed"):
-        enclose(sp.exp(X), {X: ball(1)})
+        enclose(sp.exp(X), {X: to_ball(1)})
     with pytest.raises(ComputationError, match="no bound"):
         amplitude(X)
 

@@ -13,9 +13,9 @@ import pytest
 import sympy as sp
 
 from disam_theory.claims import Verdict
+from disam_theory.convergence import thm1_bound
 from disam_theory.errors import ComputationError
 from proofs_checks.method import eq8_weight
-from proofs_checks.theorem1 import thm1_bound
 from proofs_checks.theorem1_variants import (
     BALLS,
     INTERVALS,
