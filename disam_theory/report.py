@@ -32,7 +32,7 @@ SYMBOL = {
 }
 MEANING = {
     Verdict.PROVED: "a symbolic, exact or ball-arithmetic argument, within the scope printed beside it",
-    Verdict.SUPPORTED: "a proof with a step left to the reader that the scope names, or the statistic declared beforehand",
+    Verdict.SUPPORTED: "a proof with a step left to the reader, named in the scope, or the declared statistic",
     Verdict.REFUTED: "a certified counterexample, or an interval that excludes a difference that matters",
     Verdict.CONDITIONAL: "holds in some of the declared cases, or under an assumption the claim does not make",
     Verdict.UNDECIDED: "the evidence does not settle it",

@@ -1,5 +1,6 @@
 """The ledger: every claim that is checked, in the paper's order."""
 
+from proofs_checks.algorithm1 import ALGORITHM1_CLAIMS
 from proofs_checks.arithmetic import ARITHMETIC_CLAIMS
 from proofs_checks.corrected import CORRECTED_CLAIMS
 from proofs_checks.dynamics import DYNAMICS_CLAIMS
@@ -14,12 +15,12 @@ from proofs_checks.theorem1_turning import THEOREM1_TURNING_CLAIMS
 from proofs_checks.theorem1_variants import THEOREM1_VARIANT_CLAIMS
 from proofs_checks.theorem2 import THEOREM2_CLAIMS
 from proofs_checks.theorem3 import THEOREM3_CLAIMS
-
-# from proofs_checks.weights import WEIGHTS_CLAIMS
+from proofs_checks.weights import WEIGHTS_CLAIMS
 
 CLAIMS = (
     *METHOD_CLAIMS,
-    # *WEIGHTS_CLAIMS,
+    *WEIGHTS_CLAIMS,
+    *ALGORITHM1_CLAIMS,
     *THEOREM1_CLAIMS,
     *THEOREM1_VARIANT_CLAIMS,
     *THEOREM1_STEP_CLAIMS,

@@ -23,7 +23,7 @@ import sympy as sp
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
 from proofs_checks.enclosures import to_ball
-from proofs_checks.exact import exact_strings, total
+from proofs_checks.exact import dot, exact_strings, total
 from proofs_checks.method import eq6_summand, eq8_weight
 
 LAM_DEFAULT, RHO_DEFAULT = Fraction(1, 10), Fraction(1, 20)
@@ -56,7 +56,7 @@ class Domains:
     def losses(self, w: Vector) -> list[Number]:
         r"""$L_i(w)$."""
         terms = zip(self.heights, self.slopes, self.curvatures, strict=True)
-        return [c + _dot(s, w) + _dot(w, _apply(H, w)) / 2 for c, s, H in terms]
+        return [c + dot(s, w) + dot(w, _apply(H, w)) / 2 for c, s, H in terms]
 
     def gradients(self, w: Vector) -> list[Vector]:
         r"""$\nabla L_i(w)$."""
@@ -126,7 +126,7 @@ def ascent_radius(gain: Number, lipschitz: Number) -> Number:
 
 def iterate_rate(q: Vector, hessian: Sequence[Vector], sam: Vector, disam: Vector) -> Number:
     r"""$q^\top H(u_0-u_\lambda)$."""
-    return _dot(q, _apply(hessian, _plus(sam, -1, disam)))
+    return dot(q, _apply(hessian, _plus(sam, -1, disam)))
 
 
 def disam_jacobian(H: Any, projector: Any, hessian_di: Any, rho: Number, norm: Number) -> Any:
@@ -144,7 +144,7 @@ def ascent_point(
 ) -> Vector:
     r"""$w^{asc}=w+\rho\frac{\sum_i\beta_i\nabla L_i}{\lVert\sum_i\beta_i\nabla L_i\rVert}$ with $\beta_i$ of Eq. 8."""
     g = _direction(domains, w, lam)
-    norm = (root or _root)(_dot(g, g))
+    norm = (root or _root)(dot(g, g))
     return [x + rho * y / norm for x, y in zip(w, g, strict=True)]
 
 
@@ -157,7 +157,7 @@ def variance(domains: Domains, w: Vector) -> Number:
     r"""$\mathrm{Var}\{L_i(w)\}=\frac1M\sum_i(L_i-\bar L)^2$."""
     losses = domains.losses(w)
     deviations = [loss - sum(losses) / len(losses) for loss in losses]
-    return _dot(deviations, deviations) / len(losses)
+    return dot(deviations, deviations) / len(losses)
 
 
 def check_ascent_slope(
@@ -328,7 +328,7 @@ def check_fixed_point(
         "step_away": step(line, point, lam, rho, eta)[0] - point[0],
         "gradient_at_ascent_point": _slope(line, ascent_point(line, point, lam, rho)),
         "gradient_at_w": _slope(line, point),
-        "loss_above_minimum": _dot(line.shares, line.losses(point)) - _dot(line.shares, line.losses([Fraction(0)])),
+        "loss_above_minimum": dot(line.shares, line.losses(point)) - dot(line.shares, line.losses([Fraction(0)])),
         "variance": variance(line, point),
         "variance_at_minimum": variance(line, [Fraction(0)]),
     }
@@ -447,9 +447,9 @@ def check_equals_sam(
     for lam, p, q in _direction_cases():
         d = [disam_direction(a, b, lam) for a, b in zip(p, q, strict=True)]
         parallel = all(d[i] * p[j] == d[j] * p[i] for i in range(len(p)) for j in range(i))
-        found = ("equal" if _dot(d, p) > 0 else "reversed") if parallel else "different"
-        pp, pq = _dot(p, p), _dot(p, q)
-        on_a_line = turning(pp, pq, _dot(q, q), lam) == 0
+        found = ("equal" if dot(d, p) > 0 else "reversed") if parallel else "different"
+        pp, pq = dot(p, p), dot(p, q)
+        on_a_line = turning(pp, pq, dot(q, q), lam) == 0
         stated = ("equal" if same_side(pp, pq, lam) else "reversed") if on_a_line else "different"
         if stated != found:
             data = exact_strings({"p": p, "q": q, "lambda": lam}) | {"stated": stated, "found": found}
@@ -466,12 +466,8 @@ def check_equals_sam(
     return Evidence(Verdict.PROVED, reason, data)
 
 
-def _dot(x: Vector, y: Vector) -> Number:
-    return sum(a * b for a, b in zip(x, y, strict=True))
-
-
 def _apply(matrix: Sequence[Vector], x: Vector) -> Vector:
-    return [_dot(row, x) for row in matrix]
+    return [dot(row, x) for row in matrix]
 
 
 def _plus(x: Vector, factor: Number, y: Vector) -> Vector:
@@ -491,7 +487,7 @@ def _root(square: Number) -> Number:
 
 
 def _pooled(domains: Domains, values: Sequence[Vector]) -> Vector:
-    return [_dot(domains.shares, column) for column in zip(*values, strict=True)]
+    return [dot(domains.shares, column) for column in zip(*values, strict=True)]
 
 
 def _weights(domains: Domains, w: Vector, lam: Number) -> Vector:
@@ -503,7 +499,7 @@ def _weights(domains: Domains, w: Vector, lam: Number) -> Vector:
 
 def _direction(domains: Domains, w: Vector, lam: Number) -> Vector:
     weights = _weights(domains, w, lam)
-    return [_dot(weights, column) for column in zip(*domains.gradients(w), strict=True)]
+    return [dot(weights, column) for column in zip(*domains.gradients(w), strict=True)]
 
 
 def _inner(x: sp.Expr, y: sp.Expr) -> sp.Expr:
@@ -533,8 +529,8 @@ def _slopes_in_balls(
         p_series, q_series = ([flint.arb_series([to_ball(x)], prec=2) for x in v] for v in (p, q))
         moving = flint.arb_series([to_ball(lam), 1], prec=2)
         g = [direction(a, b, moving) for a, b in zip(p_series, q_series, strict=True)]
-        slope = (_dot(q_series if of == Q else p_series, g) / _dot(g, g).sqrt())[1]
-        stated = rate(*(to_ball(_dot(x, y)) for x, y in ((p, p), (p, q), (q, q))), to_ball(lam))
+        slope = (dot(q_series if of == Q else p_series, g) / dot(g, g).sqrt())[1]
+        stated = rate(*(to_ball(dot(x, y)) for x, y in ((p, p), (p, q), (q, q))), to_ball(lam))
         yield exact_strings({"p": p, "q": q, "lambda": lam, "derivative": slope}) | {"agrees": slope.overlaps(stated)}
 
 
@@ -607,7 +603,7 @@ def _symbolic(case: Case) -> tuple[list[sp.Symbol], sp.Expr, sp.Expr]:
     exact = case.domains.mapped(sp.Rational)
     losses = exact.losses(x)
     pairs = [eq6_summand(a, b) for a in losses for b in losses]
-    return x, _dot(exact.shares, losses), sum(pairs) / len(pairs)
+    return x, dot(exact.shares, losses), sum(pairs) / len(pairs)
 
 
 def _random_domains(count: int) -> Iterator[tuple[Domains, Vector]]:
@@ -626,7 +622,7 @@ def _random_domains(count: int) -> Iterator[tuple[Domains, Vector]]:
                 [Fraction(size, sum(sizes)) for size in sizes],
                 [Fraction(rng.randint(0, 9)) for _ in range(number)],
                 tuple(integers(5) for _ in range(number)),
-                tuple(tuple([_dot(a, b) for b in A] for a in A) for A in factors),
+                tuple(tuple([dot(a, b) for b in A] for a in A) for A in factors),
             ),
             integers(1),
         )
@@ -647,7 +643,7 @@ def _ordering_counts(case: Case, *, after_step: bool = False, count: int = 150) 
     counts = {"smaller": 0, "larger": 0, "not_decided": 0}
     for domains, w in _random_domains(count):
         p, q = _p_and_q(domains, w)
-        if _dot(p, p) * _dot(q, q) == _dot(p, q) ** 2:
+        if dot(p, p) * dot(q, q) == dot(p, q) ** 2:
             continue
         balls, here, values = domains.mapped(to_ball), [to_ball(x) for x in w], []
         for lam in (to_ball(SAM), to_ball(case.lam)):
@@ -667,7 +663,7 @@ def _jet_remainder(n: int, rate: Callable[..., Number]) -> sp.Expr:
     def moved(u: Vector, remainder: str) -> sp.Expr:
         rest = sp.symbols(f"{remainder}1:{n + 1}", real=True)  # of order rho^2 in the gradient at the ascent point
         d = [-eta * (a + rho * b + rho**2 * c) for a, b, c in zip(p, _apply(hessian, u), rest, strict=True)]
-        return _dot(q, d) + _dot(d, _apply(second, d)) / 2
+        return dot(q, d) + dot(d, _apply(second, d)) / 2
 
     difference = moved(disam, "y") - moved(sam, "x")
     coefficient = sp.diff(sp.diff(difference, eta).subs(eta, 0), rho).subs(rho, 0)
@@ -679,7 +675,7 @@ def _isotropic_remainder(n: int, rate: Callable[..., Number]) -> sp.Expr:
     h = sp.Symbol("h", positive=True)
     q, sam, disam = (list(sp.symbols(f"{name}1:{n + 1}", real=True)) for name in ("q", "u", "v"))
     hessian = [[h if i == j else sp.Integer(0) for j in range(n)] for i in range(n)]
-    return sp.expand(rate(q, hessian, sam, disam) - h * (_dot(q, sam) - _dot(q, disam)))
+    return sp.expand(rate(q, hessian, sam, disam) - h * (dot(q, sam) - dot(q, disam)))
 
 
 def _symmetric(name: str, n: int) -> list[list[sp.Symbol]]:
@@ -700,8 +696,8 @@ def _sign_counts(count: int = 1000) -> dict[str, int]:
     counts = {"positive": 0, "negative": 0, "zero": 0}
     for _ in range(count):
         p, q, *factor = ([rng.randint(-5, 5) for _ in range(3)] for _ in range(5))
-        hessian = [[_dot(a, b) for b in zip(*factor, strict=True)] for a in zip(*factor, strict=True)]
-        value = _dot(p, p) * _dot(q, _apply(hessian, q)) - _dot(p, q) * _dot(q, _apply(hessian, p))
+        hessian = [[dot(a, b) for b in zip(*factor, strict=True)] for a in zip(*factor, strict=True)]
+        value = dot(p, p) * dot(q, _apply(hessian, q)) - dot(p, q) * dot(q, _apply(hessian, p))
         counts["positive" if value > 0 else "negative" if value < 0 else "zero"] += 1
     return counts
 
@@ -786,12 +782,12 @@ def _pulled_problems(limit: Fraction, count: int = 40) -> Iterator[tuple[Domains
         drawn, factor = [tenths(10) for _ in range(number)], [tenths(6) for _ in range(n)]
         mean = [sum(column) / number for column in zip(*drawn, strict=True)]
         slopes = tuple(_plus(s, -1, mean) for s in drawn)
-        hessian = tuple([Fraction(i == j, 2) + _dot(a, b) for j, b in enumerate(factor)] for i, a in enumerate(factor))
+        hessian = tuple([Fraction(i == j, 2) + dot(a, b) for j, b in enumerate(factor)] for i, a in enumerate(factor))
         heights = [Fraction(rng.randint(0, 90), 10) for _ in range(number)]
         domains = Domains([Fraction(1, number)] * number, heights, slopes, (hessian,) * number)
         _, q = _p_and_q(domains, [Fraction(0)] * n)
-        smoothness = _trace(domains) + LAM_DEFAULT * Fraction(2, number) * sum(_dot(s, s) for s in slopes)
-        reach, pull = RHO_DEFAULT * smoothness, LAM_DEFAULT**2 * _dot(q, q)
+        smoothness = _trace(domains) + LAM_DEFAULT * Fraction(2, number) * sum(dot(s, s) for s in slopes)
+        reach, pull = RHO_DEFAULT * smoothness, LAM_DEFAULT**2 * dot(q, q)
         if reach**2 < limit**2 * pull:
             yield domains, float(reach) / math.sqrt(pull)
 
@@ -828,7 +824,7 @@ def _settle(domains: Domains, ratio: float, side: int) -> dict[str, Any]:
 def _unit_times(domains: Domains, w: Vector) -> Vector:
     r"""$\rho u(w)$ in balls: not as a difference of points, in which the width of $w$ would count twice."""
     g = _direction(domains, w, to_ball(LAM_DEFAULT))
-    norm = _dot(g, g).sqrt()
+    norm = dot(g, g).sqrt()
     return [to_ball(RHO_DEFAULT) * x / norm for x in g]
 
 
@@ -848,7 +844,7 @@ def _stated_jacobian(case: Case, jacobian: Callable[..., Any]) -> sp.Matrix:
         hessian_di += sp.Rational(weight) * _exact_matrix(H)
         hessian_di -= sp.Rational(2 * lam / number) * deviation * deviation.T
     g = _direction(domains, w, lam)
-    norm = sp.Rational(_root(_dot(g, g)))
+    norm = sp.Rational(_root(dot(g, g)))
     unit = _exact_matrix([[x] for x in g]) / norm
     return sp.Matrix(jacobian(hessian, sp.eye(len(w)) - unit * unit.T, hessian_di, sp.Rational(case.rho), norm))
 
@@ -885,7 +881,7 @@ def _along(case: Case, lam: Fraction, start: Vector, end: Vector) -> Callable[[f
             return flint.acb(square).sqrt(analytic=analytic)
 
         ascent = ascent_point(balls, _plus(origin, t, edge), to_ball(lam), to_ball(case.rho), root)
-        return _dot(_pooled(balls, balls.gradients(ascent)), edge)
+        return dot(_pooled(balls, balls.gradients(ascent)), edge)
 
     return integrand
 
@@ -897,8 +893,8 @@ def _sam_remainder(n: int, objective: Callable[..., Number]) -> sp.Expr:
     x, b, z = (list(sp.symbols(f"{name}1:{n + 1}", real=True)) for name in ("w", "b", "z"))
     hessian = _symmetric("h", n)
     p = _plus(b, 1, _apply(hessian, x))
-    norm = sp.sqrt(_dot(p, p))
-    stated = objective(_dot(x, _apply(hessian, x)) / 2 + _dot(b, x), norm, rho)
+    norm = sp.sqrt(dot(p, p))
+    stated = objective(dot(x, _apply(hessian, x)) / 2 + dot(b, x), norm, rho)
     field = _plus(p, rho / norm, _apply(hessian, p))
     return sp.expand(sum((sp.diff(stated, x[j]) - field[j]) * norm * z[j] for j in range(n)))
 
@@ -931,7 +927,7 @@ def _reversed_case() -> tuple[dict[str, Any], bool]:
     weights = _weights(line, w, lam)
     ascent = ascent_point(line, w, lam, rho)
     values = {"w": w[0], "w_asc": ascent[0], "beta": weights, "g": _direction(line, w, lam)[0], "p": _slope(line, w)}
-    pooled = {"loss_at_w": _dot(line.shares, losses), "loss_at_w_asc": _dot(line.shares, line.losses(ascent))}
+    pooled = {"loss_at_w": dot(line.shares, losses), "loss_at_w_asc": dot(line.shares, line.losses(ascent))}
     goes_down = min(weights) > 0 and pooled["loss_at_w_asc"] < pooled["loss_at_w"]
     return exact_strings(values | pooled), goes_down
 

@@ -8,7 +8,7 @@ the moments as free symbols holds for every $M$. Whatever is decided so is decid
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -98,6 +98,11 @@ def decide_identity(difference: sp.Expr, checks: Iterable[tuple[dict[str, Any], 
         return Evidence(Verdict.UNDECIDED, "the symbolic difference is not 0, and no instance shows it", data)
     data["witness"] = {**exact_strings(witness[0]), "difference": str(witness[1])}
     return Evidence(Verdict.REFUTED, f"on an exact rational instance the sides differ by {witness[1]}", data)
+
+
+def dot(a: Sequence[Any], b: Sequence[Any]) -> Any:
+    """The inner product of two vectors of numbers of any kind."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def exact_strings(values: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import sympy as sp
 from disam_theory.claims import Evidence, Verdict
 from disam_theory.errors import ComputationError
 from proofs_checks.enclosures import to_ball
+from proofs_checks.exact import dot
 from proofs_checks.method import eq6_summand, eq8_weight
 
 BITS = 256
@@ -336,10 +337,6 @@ def described(problem: Problem) -> dict[str, Any]:
 def shown(value: Number) -> str:
     """A ball with its radius, an exact number as it is."""
     return value.str(8) if isinstance(value, flint.arb) else str(value)
-
-
-def dot(a: Sequence[Number], b: Sequence[Number]) -> Number:
-    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def add(a: Vector, b: Vector, factor: Number) -> Vector:

@@ -19,7 +19,7 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from proofs_checks.enclosures import to_ball
-from proofs_checks.exact import exact_strings
+from proofs_checks.exact import dot, exact_strings
 from proofs_checks.one_step import (
     BITS,
     Number,
@@ -30,7 +30,6 @@ from proofs_checks.one_step import (
     add,
     certified_step,
     certify,
-    dot,
     first_order,
     identity,
     judge,

@@ -21,8 +21,8 @@ import sympy as sp
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
 from proofs_checks.enclosures import to_ball
-from proofs_checks.exact import exact_strings
-from proofs_checks.one_step import BITS, Number, add, certify, dot, identity
+from proofs_checks.exact import dot, exact_strings
+from proofs_checks.one_step import BITS, Number, add, certify, identity
 
 # (value of each sample, its probability); one domain, batches of one sample
 POPULATION = ((Fraction(1), Fraction(3, 4)), (Fraction(-3), Fraction(1, 4)))

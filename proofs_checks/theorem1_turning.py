@@ -19,6 +19,7 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from proofs_checks.enclosures import to_ball
+from proofs_checks.exact import dot
 from proofs_checks.method import eq8_weight
 from proofs_checks.one_step import (
     BITS,
@@ -31,7 +32,6 @@ from proofs_checks.one_step import (
     add,
     certified_step,
     certify,
-    dot,
     enclose,
     first_order,
     identity,

@@ -38,7 +38,7 @@ from proofs_checks.enclosures import (
     to_ball,
     to_interval,
 )
-from proofs_checks.exact import Instance, M, exact_strings, instances
+from proofs_checks.exact import Instance, M, dot, exact_strings, instances
 from proofs_checks.method import ALPHA, LAM, LOSS, eq8_weight
 from proofs_checks.theorem1 import Problem, Sides, assumptions_on, first_violation, thm1_bound_harmonic
 
@@ -352,9 +352,9 @@ def readings_in_the_plane() -> dict[str, Any]:
     u = _unit(p)
     top, nu = (Fraction(3, 5), Fraction(4, 5)), Fraction(5)
     at_top = _times(curvature, _plus(w, top))
-    is_top = at_top == _scale(nu, top) and _dot(top, top) == 1 and all(nu > h for h in curvature)
+    is_top = at_top == _scale(nu, top) and dot(top, top) == 1 and all(nu > h for h in curvature)
     v = _times(curvature, _plus(w, u))
-    turn = _scale(1 / _dot(p, u), _times(curvature, _plus(v, _scale(-_dot(u, v), u))))  # (du/dw)^T v = H P v / |p|
+    turn = _scale(1 / dot(p, u), _times(curvature, _plus(v, _scale(-dot(u, v), u))))  # (du/dw)^T v = H P v / |p|
     total = _plus(v, turn)
     if not is_top or _maximum_identity() != 0:
         raise ComputationError("the point named as the maximum over the ball is not the maximum")
@@ -791,13 +791,13 @@ class Planar:
         r"""$\nabla L_{DI}(w)=p+\kappa w-\frac\lambda2Dc$ with $D=L_1-L_2$ and $c=s_1-s_2$."""
         (first, second), (high, low) = self.slopes, self.heights
         c = _plus(first, _scale(Fraction(-1), second))
-        pull = -lam / 2 * (high - low + _dot(c, w))
+        pull = -lam / 2 * (high - low + dot(c, w))
         return _plus(_plus(_scale(Fraction(1, 2), _plus(first, second)), _scale(self.curvature, w)), _scale(pull, c))
 
     def weighted(self, w: Plane, lam: Fraction) -> Plane:
         r"""The same as $\sum_i\beta_i\nabla L_i$ with the weights of Eq. 8."""
         heights = zip(self.heights, self.slopes, strict=True)
-        losses = [a + _dot(s, w) + self.curvature * _dot(w, w) / 2 for a, s in heights]
+        losses = [a + dot(s, w) + self.curvature * dot(w, w) / 2 for a, s in heights]
         weights = [eq8_weight(Fraction(1, 2), loss, sum(losses) / 2, lam, 2) for loss in losses]
         gradients = [_plus(s, _scale(self.curvature, w)) for s in self.slopes]
         return _plus(*(_scale(b, g) for b, g in zip(weights, gradients, strict=True)))
@@ -872,12 +872,12 @@ def _assumptions_on_plane(planar: Planar, steps: int) -> list[dict[str, Any]]:
     """
     origin = (Fraction(0), Fraction(0))
     p, k = planar.inspired(origin, Fraction(0)), planar.curvature
-    least = [a - _dot(s, s) / (2 * k) for a, s in zip(planar.heights, planar.slopes, strict=True)]
+    least = [a - dot(s, s) / (2 * k) for a, s in zip(planar.heights, planar.slopes, strict=True)]
     remaining = 1 / k - steps * planar.rate * k * (1 / k + planar.rho)
     weights = [eq8_weight(Fraction(1, 2), a, sum(planar.heights) / 2, planar.lam, 2) for a in planar.heights]
     return [
         {"assumption": "every domain's loss is at least 0", "value": [str(x) for x in least], "holds": min(least) >= 0},
-        {"assumption": "the first gradient has norm 1", "value": str(_dot(p, p)), "holds": _dot(p, p) == 1},
+        {"assumption": "the first gradient has norm 1", "value": str(dot(p, p)), "holds": dot(p, p) == 1},
         {
             "assumption": f"SAM keeps its direction for {steps} steps",
             "value": str(remaining),
@@ -920,12 +920,8 @@ def _times(diagonal: Plane, x: Plane) -> Plane:
     return diagonal[0] * x[0], diagonal[1] * x[1]
 
 
-def _dot(x: Plane, y: Plane) -> Fraction:
-    return x[0] * y[0] + x[1] * y[1]
-
-
 def _unit(x: Plane) -> Plane:
-    square = _dot(x, x)
+    square = dot(x, x)
     norm = Fraction(isqrt(square.numerator), isqrt(square.denominator))
     if norm**2 != square:
         raise ComputationError(f"the norm of {x[0]}, {x[1]} is not rational")

@@ -16,7 +16,7 @@ MODULES = (
     "test_theorem2_claims",
     "test_theorem3_claims",
     "test_corrected_claims",
-    # "test_weights_claims",
+    "test_weights_claims",
     "test_dynamics_claims",
     "test_empirical_claims",
     "test_arithmetic",
