@@ -968,6 +968,7 @@ THEOREM1_VARIANT_CLAIMS = (
         r"sequences for $T\leq6$; no $w_t$ is taken to be exactly where an ascent direction vanishes",
         expected=Verdict.REFUTED,
         check=check_thm1_stochastic,
+        repaired_by="conv-corrected-stochastic",
     ),
     Claim(
         id="thm1-readings",

@@ -490,6 +490,7 @@ THEOREM2_CLAIMS: tuple[Claim, ...] = (
         "fixed before the data the bound is Foret et al.'s, and nothing here is against it",
         expected=Verdict.REFUTED,
         check=check_thm2,
+        repaired_by="gen-covering",
         references=(FORET, HOEFFDING),
     ),
     Claim(
