@@ -6,6 +6,7 @@ from proofs_checks.corrected import CORRECTED_CLAIMS
 from proofs_checks.dynamics import DYNAMICS_CLAIMS
 from proofs_checks.empirical import EMPIRICAL_CLAIMS, THM1_GAMMA
 from proofs_checks.method import METHOD_CLAIMS
+from proofs_checks.released_code import RELEASED_CODE_CLAIMS
 from proofs_checks.significance import SIGNIFICANCE_CLAIMS
 from proofs_checks.theorem1 import THEOREM1_CLAIMS
 from proofs_checks.theorem1_descent import THEOREM1_DESCENT_CLAIMS
@@ -35,4 +36,5 @@ CLAIMS = (
     *EMPIRICAL_CLAIMS,
     *ARITHMETIC_CLAIMS,
     *SIGNIFICANCE_CLAIMS,
+    *RELEASED_CODE_CLAIMS,
 )

@@ -21,6 +21,7 @@ MODULES = (
     "test_empirical_claims",
     "test_arithmetic",
     "test_significance",
+    "test_released_code",
 )
 MUTATIONS = [
     (claim, label, mutated)
