@@ -235,6 +235,7 @@ THEOREM1_TURNING_CLAIMS = (
         scope=STEP_SCOPE + "; one for each reading",
         expected=Verdict.REFUTED,
         check=check_eq16,
+        repaired_by="thm1-eq17-repaired",
     ),
     Claim(
         id="thm1-eq17",

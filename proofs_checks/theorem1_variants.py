@@ -1037,5 +1037,6 @@ THEOREM1_VARIANT_CLAIMS = (
         r"Theorem 2's right side can rise with $\rho$",
         expected=Verdict.REFUTED,
         check=check_rho_remark,
+        repaired_by="conv-corrected",
     ),
 )

@@ -527,6 +527,7 @@ THEOREM2_CLAIMS: tuple[Claim, ...] = (
         "bound is below 1",
         expected=Verdict.REFUTED,
         check=check_vacuous,
+        repaired_by="gen-covering",
         references=(FORET,),
     ),
     Claim(

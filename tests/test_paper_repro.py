@@ -125,13 +125,3 @@ def test_a_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path)
     error = capsys.readouterr().err
     assert "cannot be written" in error
     assert error.count("\n") == 1
-
-
-def test_the_ledger_is_sound():
-    ids = [claim.id for claim in CLAIMS]
-    assert len(ids) == len(set(ids))
-    for claim in CLAIMS:
-        assert claim.scope
-        assert claim.where
-        if claim.expected is Verdict.REFUTED and not claim.statistical:
-            assert claim.repaired_by in ids
