@@ -1,6 +1,7 @@
-r"""(domain losses, shares) -> weights of the domain gradients -> ascent step $\epsilon$.
+r"""(domain losses, shares) -> weights of the domain gradients -> ascent step $\epsilon$ -> direction of descent.
 
-Every ascent direction here is $g=\sum_i\beta_i\nabla L_i(w)$; the algorithms differ in the weights $\beta$ alone.
+Every ascent direction here is $g=\sum_i\beta_i\nabla L_i(w)$; ERM, SAM and DISAM differ in the weights $\beta$ alone,
+SAM's relatives in the step along $g$ and in the direction of descent too.
 
 | letter | meaning |
 |---|---|
@@ -8,6 +9,7 @@ Every ascent direction here is $g=\sum_i\beta_i\nabla L_i(w)$; the algorithms di
 | ``beta`` | weights $\beta_i$ of the domain gradients in the ascent direction, (..., M) |
 | ``rho`` | radius of the ascent step, () or one for each run (R,) |
 | ``lam`` | $\lambda$, strength of the variance term, () or (R,) |
+| ``constant`` | what a relative of SAM has besides: ASAM's $\eta$, GSAM's or SAGM's $\alpha$, () or (R,) |
 """
 
 from __future__ import annotations
@@ -54,6 +56,68 @@ def ascent_step(gradient: Params, rho: Tensor) -> Params:
     return {
         name: (scale.reshape(scale.shape + (1,) * (g.ndim - rho.ndim)) * g).to(g.dtype) for name, g in gradient.items()
     }
+
+
+def adaptive_step(gradient: Params, params: Params, rho: Tensor, eta: Tensor) -> Params:
+    r"""ASAM's $\epsilon=\rho\,T_w^2g/\lVert T_wg\rVert_2$, $T_w=\mathrm{diag}(|w|)+\eta I$ (Kwon et al. 2021, Eq. 9).
+
+    Every parameter is scaled, as in the paper's formula; the authors' code leaves biases and norms at $T=1$.
+    """
+    scales = {name: p.abs() + _per_run(eta, p) for name, p in params.items()}
+    step = ascent_step({name: scales[name] * g for name, g in gradient.items()}, rho)
+    return {name: scales[name] * e for name, e in step.items()}
+
+
+def matching_step(gradient: Params, rho: Tensor, alpha: Tensor) -> Params:
+    r"""SAGM's $\epsilon=\big(\rho/\lVert g\rVert_2-\alpha\big)g$ (Wang et al. 2023): an ascent less a small descent."""
+    step = ascent_step(gradient, rho)
+    return {name: step[name] - _per_run(alpha, g) * g for name, g in gradient.items()}
+
+
+def surrogate_gap_direction(gradient: Params, gradient_ascent: Params, alpha: Tensor) -> Params:
+    r"""GSAM's $\nabla L(w^{asc})-\alpha\,\nabla L(w)_\perp$ (Zhuang et al. 2022, Algorithm 1).
+
+    $\nabla L(w)_\perp$ is what $\nabla L(w)$ has orthogonal to $\nabla L(w^{asc})$: all of it where the latter is zero.
+    """
+    square = dot(gradient_ascent, gradient_ascent, alpha.ndim)
+    along = dot(gradient, gradient_ascent, alpha.ndim) / torch.where(square > 0, square, torch.ones_like(square))
+    direction = {}
+    for name, up in gradient_ascent.items():
+        orthogonal = gradient[name] - _per_run(along, up) * up
+        direction[name] = up - _per_run(alpha, up) * orthogonal
+    return direction
+
+
+def relative_step(algorithm: str, gradient: Params, params: Params, rho: Tensor, constant: Tensor) -> Params:
+    r"""$\epsilon$ of ``algorithm`` along the ascent gradient $g$ at ``params``."""
+    if algorithm == "asam":
+        return adaptive_step(gradient, params, rho, constant)
+    if algorithm == "sagm":
+        return matching_step(gradient, rho, constant)
+    return ascent_step(gradient, rho)
+
+
+def relative_direction(algorithm: str, gradient: Params, gradient_ascent: Params, constant: Tensor) -> Params:
+    r"""The direction of descent of ``algorithm`` from $\nabla L(w)$ and $\nabla L(w^{asc})$.
+
+    SAGM's is their sum, the gradient of its objective $L(w)+L(w^{asc})$; the authors' code takes half of it.
+    """
+    if algorithm == "gsam":
+        return surrogate_gap_direction(gradient, gradient_ascent, constant)
+    if algorithm == "sagm":
+        return {name: gradient[name] + up for name, up in gradient_ascent.items()}
+    return gradient_ascent
+
+
+def of_runs(which: Tensor, some: Params, others: Params) -> Params:
+    """``some`` for the runs in the boolean ``which`` (R,), ``others`` for the rest."""
+    return {name: torch.where(_per_run(which, s), s, others[name]) for name, s in some.items()}
+
+
+def _per_run(values: Tensor, like: Tensor) -> Tensor:
+    """``values``, () or (R,), with as many axes as ``like`` has, numbers in its dtype."""
+    shaped = values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+    return shaped if shaped.dtype == torch.bool else shaped.to(like.dtype)
 
 
 def norm(tree: Params, run_axes: int = 0) -> Tensor:

@@ -148,7 +148,7 @@ def _section(finding: Finding) -> str:
 def _verdict_table(findings: Sequence[Finding]) -> str:
     rows = "".join(
         f'<tr><td><a href="#{_text(f.claim.id)}">{_text(f.claim.id)}</a></td><td>{_badge(f.evidence.verdict)}'
-        f"{_unexpected(f)}</td><td>{_text(f.claim.where)}</td><td>{_math(f.claim.statement)}</td></tr>"
+        f"{_unexpected(f)}</td><td>{_math(f.claim.where)}</td><td>{_math(f.claim.statement)}</td></tr>"
         for f in findings
     )
     shown = sorted({f.evidence.verdict for f in findings}, key=list(Verdict).index)
@@ -170,7 +170,7 @@ def _article(finding: Finding) -> str:
     details = f"<details><summary>Evidence</summary>{_tree(evidence.data)}</details>" if evidence.data else ""
     return (
         f'<article id="{_text(claim.id)}"><h3>{_text(claim.id)} {_badge(evidence.verdict)}{_unexpected(finding)}</h3>'
-        f'<p class="quiet">{_text(claim.where)} · {finding.seconds:.1f} s</p>'
+        f'<p class="quiet">{_math(claim.where)} · {finding.seconds:.1f} s</p>'
         + (f"<p>Read and assumed</p><ul>{assumptions}</ul>" if assumptions else "")
         + f"<blockquote>{_math(claim.statement)}</blockquote>"
         f"<p><strong>Scope.</strong> {_math(claim.scope)}</p><p><strong>Found.</strong> {_math(evidence.reason)}</p>"
@@ -249,7 +249,9 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main { max-width: 60rem; margin: auto; padding: 1rem }
 a { color: light-dark(#0b57a8, #8ab8f0) }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere } h2 { margin-top: 2.5rem }
-.wide { overflow-x: auto } .verdicts td:first-child { white-space: nowrap }
+.wide { overflow-x: auto } .verdicts table { table-layout: fixed; width: 100%; min-width: 46rem }
+.verdicts td { overflow-x: auto } .verdicts th:first-child { width: 12rem } .verdicts th:nth-child(2) { width: 7.5rem }
+.verdicts th:nth-child(3) { width: 9rem }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top }
 article, figure { margin: 1.2rem 0; padding: .2rem 1rem 1rem; border: 1px solid var(--line); border-radius: .5rem }

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from disam_theory.algorithms import Ascent, Settings, StepRecords, ascent_point
+from disam_theory.algorithms import Ascent, Settings, StepRecords, ascent_point, objectives, relatives
 from disam_theory.domains import Split
 from disam_theory.errors import UsageError
 from disam_theory.losses import Params, cross_entropy
+from disam_theory.perturbations import norm
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
 
 
@@ -70,7 +71,7 @@ def train(
         lrs = [run.settings.lr_at(step) for run in runs]
         present, ascent = program.step(step, lrs)
         rows = records.rows(step, lrs, ascent, present)
-        for r, why in _divergences(rows, present, runs):
+        for r, why in _divergences(rows, ascent, present, runs):
             if results[r].diverged is None:
                 results[r].diverged = why
                 if writers:
@@ -85,12 +86,15 @@ def train(
     return results
 
 
-def _divergences(rows: list[dict[str, Any]], present: Tensor, runs: Sequence[Run]) -> Iterator[tuple[int, str]]:
-    """The runs whose loss or gradient at the ascent point is not finite, each with where."""
+def _divergences(
+    rows: list[dict[str, Any]], ascent: Ascent, present: Tensor, runs: Sequence[Run]
+) -> Iterator[tuple[int, str]]:
+    """The runs whose loss or gradient at the ascent point, or whose update, is not finite, each with where."""
+    finite = norm(ascent.update, 1).isfinite().tolist()
     for r, (row, here) in enumerate(zip(rows, present.tolist(), strict=True)):
         losses = zip(runs[r].split.sources, row["losses_ascent"], here, strict=True)
         bad = [domain.name for domain, value, there in losses if there and not math.isfinite(value)]
-        if bad or not math.isfinite(row["grad_norm_ascent"]):
+        if bad or not (math.isfinite(row["grad_norm_ascent"]) and finite[r]):
             yield r, f"not finite at step {row['step']} in {f'domain {bad[0]!r}' if bad else 'the gradient'}"
 
 
@@ -145,7 +149,7 @@ def _size(split: Split) -> int:
 
 
 class _Program:
-    """The stacked state of R runs: weights, momentum, data and the order of their batches."""
+    """The stacked state of R runs: weights, momentum, objectives, data and the order of their batches."""
 
     def __init__(
         self, model: Callable[[], nn.Module], runs: Sequence[Run], device: torch.device, dtype: torch.dtype
@@ -158,6 +162,8 @@ class _Program:
         self.M = len(runs[0].split.sources)
         self.rho = torch.tensor([r.settings.radius for r in runs], dtype=torch.float64, device=device)
         self.lam = torch.tensor([r.settings.strength for r in runs], dtype=dtype, device=device)
+        self.relatives = relatives([r.settings for r in runs], device=device)
+        self.objective = objectives([r.settings for r in runs], self.M, dtype=dtype, device=device)
         self.momentum = torch.tensor([r.settings.momentum for r in runs], dtype=dtype, device=device)
         self.decay = torch.tensor([r.settings.weight_decay for r in runs], dtype=dtype, device=device)
         self._load(runs)
@@ -180,7 +186,7 @@ class _Program:
         self.order = torch.stack([_batches(run) for run in runs]).to(self.device)  # (R, steps or 1, B)
 
     def step(self, step: int, lrs: Sequence[float]) -> tuple[Tensor, Ascent]:
-        """Advance every run by one step of Algorithm 1; returns which domains were present (R, M), and the step."""
+        """Advance every run by one step; returns which domains were present (R, M), and the step."""
         index = self.order[:, step % self.order.shape[1]]
         rows = self.split_of.unsqueeze(1)
         inputs, labels, domains = (
@@ -202,8 +208,11 @@ class _Program:
             lam=self.lam,
             variance=self.settings.variance,
             ascent_gradient=self.settings.ascent_gradient,
+            relatives=self.relatives,
+            objective=self.objective,
         )
-        self._update(ascent.gradient_ascent, torch.tensor(lrs, dtype=self.dtype, device=self.device))
+        self.objective = ascent.objective
+        self._update(ascent.update, torch.tensor(lrs, dtype=self.dtype, device=self.device))
         return present, ascent
 
     def _forward(self, params: Params, inputs: Tensor) -> Tensor:

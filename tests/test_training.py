@@ -187,7 +187,7 @@ def test_a_diverged_run_is_marked_and_the_others_go_on(make_split, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "asam"}, "unknown algorithm 'asam': did you mean 'sam'"),
+        ({"algorithm": "samm"}, "unknown algorithm 'samm': did you mean 'sam'"),
         ({"rho": 0.0}, "rho is 0.0"),
         ({"rho": -1.0}, "rho is -1.0"),
         ({"rho": math.nan}, "rho is nan"),
