@@ -266,6 +266,7 @@ blockquote, dd { overflow-wrap: break-word } article > p, figcaption { overflow-
 figure img { width: 100%; background: #fff; border-radius: .3rem }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .15rem 1rem; font-size: .9rem;
   margin: .5rem 0 } dt { color: var(--quiet) } dd { margin: 0 }
+dd:has(> dl, > .wide) { grid-column: 1 / -1; margin-left: 1rem }
 details summary { cursor: pointer }
 @media (max-width: 40rem) { dl { grid-template-columns: minmax(0, 1fr) } dd { margin-left: 1rem } }
 @media print { body { font-size: 10pt } figure, tr { break-inside: avoid }
