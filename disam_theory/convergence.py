@@ -255,6 +255,8 @@ def _unmet(trace: Trace) -> str:
     settings = trace.header.get("settings", {})
     if settings.get("algorithm") not in ("erm", "sam", "disam") or "rho" not in settings:
         return "the trace does not say by which rule and on which batches the loop moves w"
+    if settings.get("objective", "average") != "average":
+        return f"the loop descends the objective {settings['objective']!r}, not the average loss"
     if settings.get("sampling") != "full":
         return "the batch changes from step to step, so that consecutive losses are not of one function"
     moved = {name: settings.get(name, 0.0) for name in ("momentum", "weight_decay")}

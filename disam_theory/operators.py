@@ -146,7 +146,7 @@ def _double_backward(part: Part, leaves: Params) -> tuple[Product, int]:
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would be a cycle, and the graph never freed
 
     inputs = list(leaves.values())
     with torch.enable_grad(), twice_differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def _place(self) -> Path:
-        return Path(self.suite) / self.held_out / arm_name(self.settings) / f"seed{self.seed}"
+        return Path(self.suite) / self.held_out / self.settings.name / f"seed{self.seed}"
 
     @cached_property
     def trace(self) -> Trace:
@@ -79,16 +79,6 @@ class Record:
     def weights(self, step: int) -> Params:
         """The weights at ``step``."""
         return dict(torch.load(self.weights_path(step), weights_only=True)["state_dict"])
-
-
-def arm_name(settings: Settings) -> str:
-    """A folder name for the settings, with what tells arms apart."""
-    parts = [settings.algorithm]
-    if settings.algorithm != "erm":
-        parts.append(f"rho{settings.rho:g}")
-    if settings.algorithm == "disam":
-        parts.append(f"lam{settings.lam:g}")
-    return "-".join([*parts, settings.sampling])
 
 
 class Study:
@@ -197,7 +187,7 @@ class Study:
     def _header(self, record: Record) -> dict[str, object]:
         split = self.split(record)
         settings = {
-            **asdict(record.settings),
+            **record.settings.header(),
             "suite": record.suite,
             "held_out": record.held_out,
             "seed": record.seed,

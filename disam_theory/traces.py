@@ -64,9 +64,10 @@ class TraceWriter:
         self._write(step)
 
     def flush(self) -> None:
-        """Hand what was appended to the operating system."""
-        with self._refusing():
-            self._file.flush()
+        """Hand what was appended to the operating system; a closed trace is there already."""
+        if not self._file.closed:
+            with self._refusing():
+                self._file.flush()
 
     def close(self, end: str = "finished", **why: Any) -> None:
         """Write the last line and close; after this the trace counts as complete."""

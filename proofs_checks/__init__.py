@@ -16,6 +16,7 @@ from proofs_checks.theorem1_turning import THEOREM1_TURNING_CLAIMS
 from proofs_checks.theorem1_variants import THEOREM1_VARIANT_CLAIMS
 from proofs_checks.theorem2 import THEOREM2_CLAIMS
 from proofs_checks.theorem3 import THEOREM3_CLAIMS
+from proofs_checks.toy import TOY_CLAIMS
 from proofs_checks.weights import WEIGHTS_CLAIMS
 
 CLAIMS = (
@@ -33,6 +34,7 @@ CLAIMS = (
     *DYNAMICS_CLAIMS,
     *THEOREM2_CLAIMS,
     *THEOREM3_CLAIMS,
+    *TOY_CLAIMS,
     *EMPIRICAL_CLAIMS,
     *ARITHMETIC_CLAIMS,
     *SIGNIFICANCE_CLAIMS,

@@ -22,6 +22,7 @@ MODULES = (
     "test_arithmetic",
     "test_significance",
     "test_released_code",
+    "test_fig2",
 )
 MUTATIONS = [
     (claim, label, mutated)

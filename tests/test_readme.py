@@ -33,7 +33,7 @@ def test_the_verdicts_are_the_ledgers():
 def test_the_counts_are_the_ledgers():
     sentence = re.search(r"Of the (\d+) claims in the ledger (.*?)\.", TEXT, re.DOTALL)
     assert int(sentence[1]) == len(CLAIMS)
-    counts = {verdict: int(number) for number, verdict in re.findall(r"(\d+) are (\w+)", sentence[2])}
+    counts = {verdict: int(number) for number, verdict in re.findall(r"(\d+) (?:are|is) (\w+)", sentence[2])}
     assert counts == Counter(claim.expected.value for claim in CLAIMS)
 
 

@@ -1,0 +1,220 @@
+r"""Anybody's own PyTorch loop -> DISAM, or one of its relatives, around any torch optimizer.
+
+optimizer = SharpnessAware(model.parameters(), torch.optim.SGD, algorithm="disam", rho=0.05, lam=0.1, lr=0.01)
+for inputs, labels, domain_ids in loader:
+
+    def closure():
+        each = nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+        return by_domain(each, domain_ids, M=3)
+
+    losses = optimizer.step(closure)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disam_theory.algorithms import Settings, objectives
+from disam_theory.errors import UsageError
+from disam_theory.losses import Params, pooled
+from disam_theory.objectives import Objective
+from disam_theory.perturbations import disam_weights, relative_direction, relative_step
+
+Closure = Callable[[], Any]  # -> domain losses (M,), or them and the shares (M,)
+
+
+def by_domain(each: Tensor, domains: Tensor, M: int) -> tuple[Tensor, Tensor]:
+    r"""The loss of each sample (n,) and its domain (n,) in 0..M-1 -> $L_i$ (M,) and the batch's shares $\alpha_i$ (M,).
+
+    A domain of which the batch has no sample gets share 0 and loss 0, and counts in no mean or variance.
+    """
+    if len(domains) == 0 or int(domains.min()) < 0 or int(domains.max()) >= M:
+        raise UsageError(f"domain numbers must lie in 0..{M - 1}, and the batch not be empty")
+    member = torch.nn.functional.one_hot(domains.long(), M).to(each.device, each.dtype)
+    counts = member.sum(0)
+    return (each.unsqueeze(-1) * member).sum(0) / counts.clamp(min=1), counts / counts.sum()
+
+
+@dataclass(frozen=True)
+class _Away:
+    """What the second step needs of the first."""
+
+    weights: Params  # w
+    gradient: Params  # at w; empty where the algorithm does not need it
+    used: set[str]  # the parameters on which the losses at w depend
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    r"""Moves the weights to $w^{asc}$, takes the gradient there, moves them back, and lets ``base_optimizer`` step.
+
+    :meth:`step` takes a closure that computes the domain losses without calling ``backward``; :meth:`first_step` and
+    :meth:`second_step` are its two halves, for loops that run the model themselves. The options, their meaning and
+    their defaults are those of :class:`~disam_theory.algorithms.Settings`; ``base`` goes to ``base_optimizer``. The
+    parameter groups are the base optimizer's, so learning rate schedulers work on it, and weight decay and momentum
+    act at $w$, not at $w^{asc}$.
+
+    Where the ascent gradient is zero the weights stay. Batch norm in training mode updates its running statistics in
+    both passes, and dropout draws a mask in each; put such layers in evaluation mode for the second pass to avoid it.
+    Gradients do not pass the hooks of ``DistributedDataParallel``: use it in one process.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base_optimizer: type[torch.optim.Optimizer],
+        *,
+        algorithm: str = "disam",
+        rho: float = 0.05,
+        lam: float | None = None,
+        variance: str = "domains",
+        objective: str = "average",
+        asam_eta: float = 0.01,
+        gsam_alpha: float = 0.4,
+        sagm_alpha: float = 0.001,
+        vrex_penalty: float = 10.0,
+        groupdro_eta: float = 0.01,
+        **base: Any,
+    ) -> None:
+        self.settings = Settings(
+            algorithm,
+            rho,
+            lam,
+            variance=variance,
+            objective=objective,
+            asam_eta=asam_eta,
+            gsam_alpha=gsam_alpha,
+            sagm_alpha=sagm_alpha,
+            vrex_penalty=vrex_penalty,
+            groupdro_eta=groupdro_eta,
+        )
+        self._base = base_optimizer(params, **base)
+        super().__init__(self._base.param_groups, self._base.defaults)
+        self._share()
+        self._objective: Objective | None = None  # once the number of domains is known
+        self._away: _Away | None = None  # between the two steps
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self._base.param_groups, self._base.state
+
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One step; returns the domain losses at the weights before it, (M,). The closure is called twice."""
+        if closure is None:
+            raise UsageError("step needs a closure that returns the domain losses, such as by_domain gives them")
+        with torch.enable_grad():
+            losses = self.first_step(*_pair(closure()))
+            try:
+                self.second_step(*_pair(closure()))
+            except BaseException:
+                self._return()
+                raise
+        return losses
+
+    def first_step(self, losses: Tensor, shares: Tensor | None = None) -> Tensor:
+        r"""Move the weights to $w^{asc}$; ``losses`` (M,) at $w$ with their graph, ``shares`` equal unless given."""
+        if self._away is not None:
+            raise UsageError("first_step was called twice; call second_step between")
+        at, alpha, present = losses.detach(), *_shares(losses, shares)
+        self._observe(at, present)
+        rho, lam = self._number(self.settings.radius), self._number(self.settings.strength).to(at)
+        beta = disam_weights(at, alpha, lam, present, variance=self.settings.variance)
+        gradient: Params = {}
+        if self.settings.algorithm in ("gsam", "sagm"):
+            gradient, _ = self._gradient(pooled(losses, self._weights(at, alpha, present)), keep=True)
+        inspired, used = self._gradient(pooled(losses, beta))
+        params = self._params()
+        self._away = _Away({name: p.detach().clone() for name, p in params.items()}, gradient, used)
+        epsilon = relative_step(self.settings.algorithm, inspired, self._away.weights, rho, self._constant)
+        with torch.no_grad():
+            for name, p in params.items():
+                p.add_(epsilon[name])
+        return at
+
+    def second_step(self, losses: Tensor, shares: Tensor | None = None) -> None:
+        r"""Move the weights back to $w$ and step from there; ``losses`` (M,) at $w^{asc}$ with their graph."""
+        if self._away is None:
+            raise UsageError("second_step needs first_step before it")
+        alpha, present = _shares(losses, shares)
+        up, used = self._gradient(pooled(losses, self._weights(losses.detach(), alpha, present)))
+        away = self._away
+        self._return()
+        direction = relative_direction(self.settings.algorithm, away.gradient, up, self._constant)
+        for name, p in self._params().items():
+            p.grad = direction[name] if name in used | away.used else None
+        self._base.step()
+
+    def _return(self) -> None:
+        if self._away is not None:
+            with torch.no_grad():
+                for name, p in self._params().items():
+                    p.copy_(self._away.weights[name])
+            self._away = None
+
+    def _params(self) -> Params:
+        flat = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        return {str(k): p for k, p in enumerate(flat)}
+
+    def _number(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=next(iter(self._params().values())).device)
+
+    @property
+    def _constant(self) -> Tensor:
+        return self._number(self.settings.constant)
+
+    def _gradient(self, value: Tensor, *, keep: bool = False) -> tuple[Params, set[str]]:
+        """The gradient, zero where ``value`` does not depend on a parameter, and the names of those it depends on."""
+        params = self._params()
+        grads = torch.autograd.grad(value, list(params.values()), retain_graph=keep, allow_unused=True)
+        used = {name for name, g in zip(params, grads, strict=True) if g is not None}
+        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True))
+        return dict(zip(params, filled, strict=True)), used
+
+    def _observe(self, losses: Tensor, present: Tensor) -> None:
+        if self.settings.objective == "average":
+            return
+        if self._objective is None:
+            start = objectives([self.settings], len(losses), dtype=losses.dtype, device=losses.device)
+            self._objective = start.run(0) if start else None
+        if self._objective and len(self._objective.log_q) != len(losses):
+            raise UsageError(f"{len(losses)} domain losses, {len(self._objective.log_q)} before; give each step all M")
+        self._objective = self._objective and self._objective.observed(losses, present)
+
+    def _weights(self, losses: Tensor, alpha: Tensor, present: Tensor) -> Tensor:
+        return self._objective.weights(losses, alpha, present) if self._objective else alpha
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state, the options, and GroupDRO's weights; not to be had between the two steps."""
+        if self._away is not None:
+            raise UsageError("the weights are at the ascent point; call second_step before state_dict")
+        log_q = None if self._objective is None else self._objective.log_q
+        return {**self._base.state_dict(), "sharpness_aware": {"settings": self.settings.header(), "log_q": log_q}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; its options replace those given, as a learning rate's do in torch."""
+        if "sharpness_aware" not in state_dict:
+            raise UsageError("the state is not of SharpnessAware; load the base optimizer's before wrapping it")
+        own = state_dict["sharpness_aware"]
+        self._base.load_state_dict({name: value for name, value in state_dict.items() if name != "sharpness_aware"})
+        self._share()
+        self.settings, self._objective = Settings(**own["settings"]), None
+        if own["log_q"] is not None:
+            device = next(iter(self._params().values())).device
+            log_q = own["log_q"].to(device)
+            start = objectives([self.settings], len(log_q), dtype=log_q.dtype, device=device)
+            self._objective = start and replace(start.run(0), log_q=log_q)
+
+
+def _pair(given: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (given,) if isinstance(given, Tensor) else tuple(given)
+
+
+def _shares(losses: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
+    r"""$\alpha$ (M,), equal unless given, and which domains are present: those of a share above 0."""
+    if losses.ndim != 1:
+        raise UsageError(f"the domain losses have shape {tuple(losses.shape)}; give one number a domain, (M,)")
+    alpha = torch.full_like(losses, 1 / len(losses)) if shares is None else shares.detach().to(losses)
+    return alpha.detach(), (alpha > 0).to(losses.dtype)
