@@ -124,7 +124,8 @@ def read_trace(path: Path) -> Trace:
     try:
         lines = list(_parsed(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a trace ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read as a trace ({reason})") from error
     if not lines or lines[0].get("schema") != SCHEMA:
         raise UsageError(f"{path}: not a trace; its first line must hold the schema {SCHEMA!r}")
     steps = [line for line in lines[1:] if "losses" in line]
