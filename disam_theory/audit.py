@@ -8,8 +8,6 @@ $L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$ itself.
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from torch import nn
 
 from disam_theory.domains import Domain
 from disam_theory.errors import UsageError
+from disam_theory.files import csv_text
 from disam_theory.losses import model_losses, parameters_of
 from disam_theory.operators import Curvature, domain_gradients, weights_at
 from disam_theory.ranks import ALONE, Ranks
@@ -168,12 +167,7 @@ def as_json(rows: Sequence[Row], provenance: dict[str, Any]) -> str:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV, one eigenvalue and its residual to a pair of columns."""
-    flat = [_flat(row) for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+    return csv_text([_flat(row) for row in rows])
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from disam_theory import convergence
 from disam_theory.checkpoints import fill, load_model, load_state_dict
 from disam_theory.domains import Suite, load_suite
 from disam_theory.errors import ComputationError, UsageError
-from disam_theory.files import write_atomically
+from disam_theory.files import csv_text, write_atomically
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
 from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
 from disam_theory.operators import Curvature, hessian
@@ -87,9 +86,9 @@ def spectrum(arguments: argparse.Namespace) -> int:
                 densities += [{**label, **line} for line in density]
     table = _spectrum_table(rows, arguments.k)
     document = json.dumps({"schema": "disam-spectrum/1", "provenance": record, "rows": rows}, indent=1) + "\n"
-    _deliver(arguments, {"json": document, "csv": _csv(rows), "table": table}, record)
+    _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
     if arguments.density:
-        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{_csv(densities)}")
+        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{csv_text(densities)}")
     _refuse_short([row["loss of"] for row in rows if not row["converged"]], arguments)
     return 0
 
@@ -157,7 +156,7 @@ def landscape(arguments: argparse.Namespace) -> int:
         rows = [row for j in range(len(lines)) for row in kept.rows[str(j)]]
     document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
     table = audits.aligned([[_short(value) for value in row.values()] for row in rows], list(rows[0])) + "\n"
-    _deliver(arguments, {"json": document, "csv": _csv(rows), "table": table}, record)
+    _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
     return 0
 
 
@@ -181,11 +180,11 @@ def rate(arguments: argparse.Namespace) -> int:
     needs = {name: inequality.columns for name, inequality in convergence.INEQUALITIES.items()} | convergence.MEASURES
     document = {"schema": "disam-rate/1", "provenance": record, "columns_needed": needs, "rows": rows}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    _deliver(arguments, {"json": text, "csv": _csv(rows), "table": _rate_table(all_found)}, record)
+    _deliver(arguments, {"json": text, "csv": csv_text(rows), "table": _rate_table(all_found)}, record)
     if arguments.out:
         series = {path: convergence.points(found) for path, found in all_found.items()}
         lines = [{"trace": path, **line} for path, rows in series.items() for line in rows]
-        write_atomically(arguments.out / "series.csv", f"# {one_line(record)}\n{_csv(lines)}")
+        write_atomically(arguments.out / "series.csv", f"# {one_line(record)}\n{csv_text(lines)}")
         _rate_pictures(series, arguments.out, record)
     return 0
 
@@ -310,15 +309,6 @@ def _say(what: str) -> None:
     """Show a passing line on a terminal; an empty one wipes it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _density_rows(name: str, density: Density | None) -> list[dict[str, Any]]:

@@ -1,11 +1,25 @@
-"""Writing files whole or not at all."""
+"""Rows as CSV text; writing files whole or not at all."""
 
 from __future__ import annotations
 
+import csv
+import io
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from disam_theory.errors import ComputationError
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows under a line of column names, in the order in which the names first occur; what a row lacks is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

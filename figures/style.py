@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from disam_theory.files import write_atomically
+from disam_theory.files import csv_text, write_atomically
 from disam_theory.provenance import one_line
 from disam_theory.statistics import paired_interval
 from disam_theory.study import Study
@@ -98,12 +97,7 @@ def save(spec: FigureSpec, rows: list[Row], folder: Path, record: Mapping[str, A
     ``record`` is the provenance: the comment line that the CSV starts with, and the pictures' metadata.
     """
     made_by = one_line(record)
-    text = io.StringIO(f"# {made_by}\n")
-    text.seek(0, io.SEEK_END)
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / f"{spec.id}.csv", text.getvalue())
+    write_atomically(folder / f"{spec.id}.csv", f"# {made_by}\n{csv_text(rows)}")
     svg = b""
     with styled():
         figure = spec.draw(rows)

@@ -22,6 +22,7 @@ from typing import Any
 
 from disam_theory.claims import Evidence, Verdict
 from disam_theory.convergence import corrected_floor, corrected_left
+from disam_theory.files import csv_text, write_atomically
 
 TABLE = Path(__file__).parent / "tables" / "worst_cases.csv"
 CLASSES = ("smooth", "smooth and convex")
@@ -99,11 +100,8 @@ def recorded() -> list[Row]:
 def record() -> None:
     """Solve again and write the table."""
     rows = solve()
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# PEPit {version('PEPit')} with {SOLVER}; L = rho = 1, the gap is root^2/2\n")
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    head = f"# PEPit {version('PEPit')} with {SOLVER}; L = rho = 1, the gap is root^2/2\n"
+    write_atomically(TABLE, head + csv_text(rows))
 
 
 def check_conv_worst_case(
