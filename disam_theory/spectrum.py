@@ -235,7 +235,7 @@ class Subspace:
         self._generator = generator
         self._stored = torch.empty(2, 16, self.n, dtype=operator.dtype, device=operator.device)  # basis and images
         self.pending = self._stored[0, :0]
-        self.projected = torch.zeros(0, 0, dtype=torch.float64)
+        self._project(torch.zeros(0, 0, dtype=torch.float64))
         self.coupling = torch.zeros(0, 0, dtype=torch.float64)
         self.error = math.inf  # the largest relative residual of the pairs wanted
 
@@ -263,11 +263,11 @@ class Subspace:
         """The operator's products with them (m, n)."""
         return self._stored[1, : self.m]
 
-    @property
-    def noise(self) -> float:
-        """What round-off alone can put into a residual."""
-        scale = float(torch.linalg.eigvalsh(self.projected).abs().max()) if self.m else 0.0
-        return ROUND_OFF * torch.finfo(self.basis.dtype).eps * scale
+    def _project(self, projected: Tensor) -> None:
+        """Set $T$, and ``noise``: what round-off alone can put into a residual."""
+        self.projected = projected
+        scale = float(torch.linalg.eigvalsh(projected).abs().max()) if len(projected) else 0.0
+        self.noise = ROUND_OFF * torch.finfo(self._like[1]).eps * scale
 
     def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """The leading (up to) k Ritz values (k,), their coordinates (m, k), and the norms of their residuals (k,)."""
@@ -328,8 +328,8 @@ class Subspace:
             larger[:, : self.m] = self._stored
             self._stored = larger
         self._stored[0, self.m], self._stored[1, self.m] = row, image
-        self.projected = torch.cat(
-            [torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]]
+        self._project(
+            torch.cat([torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]])
         )
         along = self.pending.double() @ image.double()
         near = known.nonzero()[:, 0]  # one row in Lanczos' recurrence, all of them just after a restart
@@ -349,7 +349,8 @@ class Subspace:
         """Shrink the basis to its ``keep`` leading Ritz vectors (Wu and Simon 2000)."""
         values, mixing, _ = self.ritz(min(keep, self.m - 1))
         self._stored[:, : len(values)] = mixing.T.to(self.basis) @ self._stored[:, : self.m]
-        self.projected, self.coupling = torch.diag(values), self.coupling @ mixing
+        self._project(torch.diag(values))
+        self.coupling = self.coupling @ mixing
 
     def _orthogonal(self, row: Tensor) -> Tensor:
         """One pass of Gram-Schmidt: the part of a row (n,) that is orthogonal to the basis and the pending rows."""
