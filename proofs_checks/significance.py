@@ -21,6 +21,7 @@ from scipy import stats
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
 from proofs_checks.arithmetic import DETAILS, DOMAINBED, HALF_DIGIT, OUT, Reader, Row, find_row, read_table
+from proofs_checks.enclosures import to_ball
 
 METHODS = ("SAM", "GSAM", "SAGM")
 EACH: tuple[tuple[str, ...], ...] = tuple((data_set,) for data_set in DETAILS)  # one comparison a data set
@@ -61,9 +62,7 @@ def welch(first: Arm, second: Arm) -> tuple[Fraction, Fraction]:
 def p_ball(square: Fraction, freedom: Fraction) -> flint.arb:
     r"""$P(|T|\ge t)$ of Student's $T$ with $\nu$ degrees of freedom: $I_{\nu/(\nu+t^2)}(\nu/2,1/2)$, as a ball."""
     with flint.ctx.workprec(BITS):
-        at, half = (
-            flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in (freedom / (freedom + square), freedom / 2)
-        )
+        at, half = (to_ball(x) for x in (freedom / (freedom + square), freedom / 2))
         return at.beta_lower(half, flint.arb(1) / 2, regularized=True)
 
 

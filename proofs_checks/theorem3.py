@@ -25,7 +25,7 @@ from scipy import stats
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
-from proofs_checks.enclosures import ball_ends
+from proofs_checks.enclosures import ball_ends, to_ball, to_interval
 from proofs_checks.enclosures import decimal as rounded
 from proofs_checks.exact import instances
 from proofs_checks.method import eq8_weight
@@ -44,11 +44,11 @@ class Arithmetic:
 
 
 def ball(x: Number) -> flint.arb:
-    return flint.arb(flint.fmpq(x.numerator, x.denominator)) if isinstance(x, int | Fraction) else flint.arb(x)
+    return to_ball(x) if isinstance(x, int | Fraction) else flint.arb(x)
 
 
 def interval(x: Number) -> Number:
-    return mpmath.iv.mpf(x.numerator) / x.denominator if isinstance(x, int | Fraction) else x
+    return to_interval(Fraction(x)) if isinstance(x, int | Fraction) else x
 
 
 def decimal(x: flint.arb, *, up: bool = False) -> str:

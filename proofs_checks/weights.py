@@ -20,6 +20,7 @@ import sympy as sp
 
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from proofs_checks.enclosures import to_ball
 from proofs_checks.exact import (
     M,
     decide_identity,
@@ -538,10 +539,10 @@ def _sign_table(data_set: DataSet, threshold: Callable[..., Number], bound: Call
     table: dict[str, Any] = {"M": number, "B": f"log({data_set.classes})"}
     for shares, alpha in smallest.items():
         ceiling = flint.arb(data_set.classes).log()
-        largest = bound(flint.arb(flint.fmpq(alpha.numerator, alpha.denominator)), ceiling, number)
+        largest = bound(to_ball(alpha), ceiling, number)
         rows = []
         for lam in LAMBDAS:
-            ball = flint.arb(flint.fmpq(lam.numerator, lam.denominator))
+            ball = to_ball(lam)
             if ball.overlaps(largest):
                 raise ComputationError(f"lambda={lam} and the bound {largest} cannot be told apart")
             gap = threshold(alpha, lam, number)
