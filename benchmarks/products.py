@@ -1,8 +1,8 @@
 """One Hessian product against one gradient, in each mode, and its peak memory. ``python benchmarks/products.py``.
 
-Beside the package's modes two that it does not offer: ``torch.func.linearize`` of the gradient, and two vectors in one
-backward pass (``is_grads_batched``; the time is that of one of the two). The first call of each, which builds what is
-kept, is reported apart.
+Of a pass with two vectors the time is that of one of the two. ``linearize`` is ``torch.func.linearize`` of the gradient
+of every micro-batch by itself, which the mode ``linearised`` is measured against. The first call of each, which builds
+what is kept, is reported apart.
 Times are medians over products taken in turn with gradients. Memory is the peak of the process above what it held
 before, each measurement in a process of its own.
 """
@@ -37,7 +37,10 @@ WHAT = (
     "kept, no memory, quarter batches",
     "forward",
     "linearised",
-    "two vectors",
+    "linearised, no memory",
+    "linearize",
+    "kept, two vectors",
+    "batched, two vectors",
     "curvlinops",
     "hessian-eigenthings",
 )
@@ -53,16 +56,21 @@ def work(name: str, what: str) -> Callable[[], object]:
         return lambda: domain_gradients(losses, params)
     if what in PEERS:
         return PEERS[what](model, data)
-    if what in BY_HAND:
-        return BY_HAND[what](losses, params)
+    if what == "linearize":
+        return linearize_each(losses, params)
     curvature = Curvature(losses, params, mode=what.split(",")[0], memory=0 if "no memory" in what else 16 * 2**30)
     operator = curvature.operator(losses.shares)
-    vector = torch.randn(curvature.size, generator=torch.Generator().manual_seed(0))
-    return lambda: operator.matvec(vector)
+    block = torch.randn(curvature.size, vectors_of(what), generator=torch.Generator().manual_seed(0))
+    return lambda: operator.matmat(block)
 
 
-def linearised(losses: DomainLosses, params: Params) -> Callable[[], object]:
-    """The gradient of every micro-batch linearised once."""
+def vectors_of(what: str) -> int:
+    """How many vectors a pass multiplies."""
+    return 2 if what.endswith("two vectors") else 1
+
+
+def linearize_each(losses: DomainLosses, params: Params) -> Callable[[], object]:
+    """The gradient of every micro-batch linearised once, by ``torch.func.linearize``."""
     tangent = {key: torch.randn_like(p) for key, p in params.items()}
     kept: list[Callable[[Params], Params]] = []
 
@@ -71,25 +79,6 @@ def linearised(losses: DomainLosses, params: Params) -> Callable[[], object]:
             if not kept:
                 kept.extend(linearize(grad(part), params)[1] for parts in losses.parts for part in parts)
             return [linear(tangent) for linear in kept]
-
-    return product
-
-
-def two_vectors(losses: DomainLosses, params: Params) -> Callable[[], object]:
-    """Both products by one backward pass through each kept graph."""
-    leaves = [p.clone().requires_grad_(True) for p in params.values()]
-    kept: list[tuple[torch.Tensor, ...]] = []
-    vectors = [torch.randn(2, *p.shape) for p in leaves]
-
-    def product() -> list[tuple[torch.Tensor, ...]]:
-        with twice_differentiable():
-            if not kept:
-                named = dict(zip(params, leaves, strict=True))
-                values = [part(named) for parts in losses.parts for part in parts]
-                kept.extend(torch.autograd.grad(value, leaves, create_graph=True) for value in values)
-            return [
-                torch.autograd.grad(first, leaves, vectors, retain_graph=True, is_grads_batched=True) for first in kept
-            ]
 
     return product
 
@@ -117,7 +106,6 @@ def eigenthings(model: nn.Module, data: list[Domain]) -> Callable[[], object]:
 
 
 PEERS = {"curvlinops": curvlinops, "hessian-eigenthings": eigenthings}
-BY_HAND = {"linearised": linearised, "two vectors": two_vectors}
 
 
 def peak(name: str, what: str) -> float:
@@ -156,8 +144,8 @@ def main() -> None:
                 times[what].append(seconds(function))
         unit = statistics.median(times["gradient"])
         for what in WHAT:
-            each = 2 if what == "two vectors" else 1
-            ratio = statistics.median(a / b for a, b in zip(times[what], times["gradient"], strict=True)) / each
+            ratio = statistics.median(a / b for a, b in zip(times[what], times["gradient"], strict=True))
+            ratio /= vectors_of(what)
             print(f"| {name} | {what} | {first[what] / unit:.1f} | {ratio:.2f} | {peak(name, what):.0f} |", flush=True)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from disam_theory import spectrum
 from disam_theory.errors import ComputationError, UsageError
+from disam_theory.linearisation import linearise
 from disam_theory.losses import (
     DomainLosses,
     cross_entropy,
@@ -21,6 +22,7 @@ from disam_theory.losses import (
     squared_error,
 )
 from disam_theory.operators import (
+    MODES,
     Curvature,
     SymmetricOperator,
     domain_gradients,
@@ -70,9 +72,59 @@ def test_modes_and_memory_do_not_change_the_hessian(made, name):
     _, _, losses, params = made(name)
     weights = [0.2, -0.3, 1.1]
     reference = dense(Curvature(losses, params, mode="forward"), weights)
-    for memory in (0, 3000, None):
-        kept = dense(Curvature(losses, params, mode="kept", memory=memory), weights)
-        torch.testing.assert_close(kept, reference, rtol=1e-10, atol=1e-12)
+    for mode in ("kept", "batched", "linearised"):
+        for memory in (0, 3000, None):
+            kept = dense(Curvature(losses, params, mode=mode, memory=memory), weights)
+            torch.testing.assert_close(kept, reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pass_with_several_vectors_is_as_many_products(made, mode):
+    _, _, losses, params = made("layer-norm")
+    curvature = Curvature(losses, params, mode=mode)
+    vectors = list(torch.randn(3, curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    weights = torch.tensor([[0.2, -0.3, 1.1], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    images = curvature.products(vectors, weights)
+    for vector, row, image in zip(vectors, weights, images, strict=True):
+        alone = Curvature(losses, params, mode="forward").operator(row).matvec(vector)
+        torch.testing.assert_close(image, alone, rtol=1e-10, atol=1e-12)
+
+
+def test_one_trace_serves_all_micro_batches_of_a_shape(made, monkeypatch):
+    """Sizes 6, 11, 8 in batches of 5: traces for 5, 1 and 3 samples; a bare function is traced alone."""
+    from disam_theory import operators
+
+    traced = []
+
+    def counted(function, params, data):
+        traced.append(tuple(x.shape[0] for x in data))
+        return linearise(function, params, data)
+
+    monkeypatch.setattr(operators, "linearise", counted)
+    _, _, losses, params = made()
+    dense(Curvature(losses, params, mode="linearised", memory=0), losses.shares)
+    assert sorted(traced) == [(1, 1), (3, 3), (5, 5)]
+    frozen, part = restrict(losses, params, "0.*")
+    whole = dense(Curvature(losses, params), losses.shares)
+    block = dense(Curvature(frozen, part, mode="linearised"), losses.shares)
+    torch.testing.assert_close(block, whole[: len(block), : len(block)], rtol=1e-10, atol=1e-12)
+
+
+def branch(params):
+    return params["w"].sum() ** 2 if params["w"].sum() > 0 else params["w"].sum()
+
+
+def masked(params):
+    return params["w"][params["w"] > 0].square().mean()
+
+
+@pytest.mark.parametrize("part", [branch, masked])
+def test_what_depends_on_the_values_is_not_linearised(part):
+    """One trace would give the branch, or the number selected, of the first micro-batch to all."""
+    losses = DomainLosses(("a",), (2,), ((part,),))
+    curvature = Curvature(losses, {"w": torch.ones(2)}, mode="linearised")
+    with pytest.raises(UsageError, match=r"cannot be traced; try another mode"):
+        curvature.operator([1.0]).matvec(torch.ones(2))
 
 
 def test_no_more_graphs_are_kept_than_fit(made):
@@ -144,7 +196,7 @@ def test_any_closure_will_do():
     losses = DomainLosses(("rosenbrock",), (1,), ((rosenbrock,),))
     params = {"x": torch.tensor([-1.2, 1.0], dtype=torch.float64)}
     exact = torch.tensor([[2 - 400 * (1.0 - 3 * 1.44), 480.0], [480.0, 200.0]], dtype=torch.float64)
-    for mode in ("kept", "forward"):
+    for mode in MODES:
         torch.testing.assert_close(dense(Curvature(losses, params, mode=mode), [1.0]), exact)
 
 
@@ -271,11 +323,12 @@ class Squared(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * up
 
 
-ONCE = {"kept": "Squared is marked once_differentiable", "forward": "In order to use an autograd.Function"}
-CTC = {"kept": "derivative for aten::_ctc_loss_backward", "forward": "forward AD with _ctc_loss"}
+BACKWARD = ("kept", "batched")  # the modes that differentiate a graph backward again
+ONCE = ("Squared is marked once_differentiable", "In order to use an autograd.Function")
+CTC = ("derivative for aten::_ctc_loss_backward", "forward AD with _ctc_loss")
 
 
-@pytest.mark.parametrize("mode", ["kept", "forward"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("loss", "reasons"), [("squared", ONCE), ("ctc", CTC)])
 def test_what_cannot_be_differentiated_twice_is_named(mode, loss, reasons):
     """Autograd alone would leave out the part of a once-differentiable function, and give a wrong product."""
@@ -288,11 +341,11 @@ def test_what_cannot_be_differentiated_twice_is_named(mode, loss, reasons):
 
     losses = DomainLosses(("a",), (2,), ((part,),))
     curvature = Curvature(losses, {"w": torch.linspace(0, 1, 12)}, mode=mode)
-    with pytest.raises(UsageError, match=f"cannot be differentiated twice: .*{reasons[mode]}"):
+    with pytest.raises(UsageError, match=f"cannot be differentiated twice: .*{reasons[mode not in BACKWARD]}"):
         curvature.operator([1.0]).matvec(torch.ones(12))
 
 
-@pytest.mark.parametrize("mode", ["kept", "forward"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_loss_that_does_not_depend_on_the_parameters_has_no_curvature(mode):
     losses = DomainLosses(("a",), (2,), ((lambda params: torch.tensor(3.0),),))
     curvature = Curvature(losses, {"w": torch.ones(2)}, mode=mode)
