@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from fractions import Fraction
 from functools import partial
 
@@ -11,10 +12,12 @@ import torch
 from disam_theory.claims import Verdict
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.losses import weighted_variance
+from disam_theory.models import digits_mlp
 from proofs_checks.released_code import (
     BALANCED,
     COINCIDENCE,
     DEFAULTS,
+    LOOP,
     NEGATIVE_IN_PRINT,
     PLAIN,
     check_defaults,
@@ -26,6 +29,7 @@ from proofs_checks.released_code import (
     set_members,
     step,
 )
+from proofs_checks.released_simulation import Simulation, mode_training, variance_training
 from proofs_checks.released_text import derive_facts, facts_of
 
 TRAINER = """class Start(object):
@@ -101,11 +105,20 @@ MUTATIONS = {
         "labels that are not integers": partial(
             check_variance, None, facts=altered(lambda f: f["domain_labels"][0].update(is_index=False))
         ),
+        "both trainings over domains": partial(
+            check_variance, None, simulate=partial(variance_training, ("domains", "domains"))
+        ),
+        "trained on batches with equal counts": partial(
+            check_variance, None, simulate=partial(variance_training, balanced=True)
+        ),
     },
     "code-sam-eval-mode": {
         "both epochs in training mode": partial(check_modes, None, facts=both_modes("train")),
         "both epochs in evaluation mode": partial(check_modes, None, facts=both_modes("eval")),
         "a network without batch norm and dropout": partial(check_modes, None, networks={"plain": PLAIN}),
+        "trained without batch norm and dropout": partial(
+            check_modes, None, simulate=partial(mode_training, network=digits_mlp)
+        ),
     },
     "code-missing-functions": {
         "all that is read is defined": partial(
@@ -117,6 +130,9 @@ MUTATIONS = {
         "defaults that agree": partial(check_defaults, None, facts=options(rho=0.05, optim="sam")),
         "only what agrees is claimed": partial(
             check_defaults, None, paper={name: DEFAULTS[name] for name in ("lambda_weight", "backbone")}
+        ),
+        "a rho that the claimed loop does not read": partial(
+            check_defaults, None, paper={"rho": DEFAULTS["rho"], LOOP: ("plain", "nowhere")}
         ),
     },
 }
@@ -246,3 +262,32 @@ def test_what_is_missing_and_which_loop_the_command_selects():
     assert table["loop"]["command"] == "plain"
     assert check_defaults(None, facts=options(rho=0.05)).verdict is Verdict.REFUTED  # the loop alone
     assert check_defaults(None, facts=options(optim="sam")).verdict is Verdict.REFUTED  # rho alone
+
+
+def test_runs_that_end_alike_refute_nothing_and_say_so():
+    alike = Simulation("", 0.0, [], {})
+    found = [check_variance(None, simulate=lambda: alike), check_modes(None, simulate=lambda modes: alike)]
+    found.append(MUTATIONS["code-defaults"]["a rho that the claimed loop does not read"]())
+    for evidence in found:
+        assert evidence.verdict is Verdict.UNDECIDED
+        assert "same weights" in evidence.reason
+        assert "simulation" in evidence.data
+
+
+def test_the_simulated_modes_are_those_of_the_text():
+    asked = []
+    facts = altered(lambda f: f["modes"]["DISAM_Trainer.sam_train"].update(mode="eval"))
+    facts["modes"]["SAM_Trainer.sam_train"]["mode"] = "train"
+    check_modes(None, facts=facts, simulate=lambda modes: asked.append(modes) or Simulation("", 1.0, [], {}))
+    assert asked == [("train", "eval")]
+
+
+def test_a_default_that_is_not_simulated_refutes_by_itself():
+    evidence = check_defaults(None, paper={"backbone": ("vit_b_16", "nowhere"), LOOP: ("plain", "nowhere")})
+    assert evidence.verdict is Verdict.REFUTED
+    assert "simulation" not in evidence.data
+
+
+@pytest.mark.parametrize("check", [check_variance, check_modes, check_names, check_defaults])
+def test_the_evidence_is_small(check):
+    assert len(json.dumps(check(None).data, allow_nan=False)) < 8000
