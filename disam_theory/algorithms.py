@@ -9,6 +9,16 @@ The three are one step (Algorithm 1) with their own radius $\rho$ (zero for ERM)
 ASAM and SAGM have another step 2, GSAM and SAGM another step 3 (:mod:`disam_theory.perturbations`), each with the
 same $g$: $\lambda>0$ makes ASAM, GSAM and SAGM their domain-inspired forms (+DI). Where the objective is not the
 average loss, its gradient replaces $\nabla L$ in step 3 (:mod:`disam_theory.objectives`).
+
+``dgsam`` is DGSAM (Song et al. 2025): from $w_t$ on it goes up one domain after the other, in random order and the
+first again at the end, $\epsilon_j=\rho\,g_j/\lVert g_j\rVert$ with $g_j=\nabla L_{i(j)}(w_t+\epsilon_1+\dots
++\epsilon_{j-1})$, and descends $\frac M{M+1}\sum_{j=1}^{M+1}g_j$, without the last $\epsilon_j$. Its domains count
+alike, so that here $\alpha_i=1/M$ over the domains present; DGSAM+DI gives $\epsilon_j$ the length
+$\rho\,\beta_i/\alpha_i$ with the weights of Eq. (8) at $w_t$. As it descends a sum over domains, a plain SGD step is
+about M times that of the others at the same learning rate; Adam, which its authors use, does not see that.
+
+Two controls ask what makes DISAM differ from SAM. $\lambda<0$ turns its mechanism round. ``weaker-sam`` keeps SAM's
+direction and shortens its radius to $\rho\cos(\nabla L,\nabla L_{DI})$ at each step.
 """
 
 from __future__ import annotations
@@ -23,24 +33,33 @@ from torch import Tensor
 
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.losses import Params, pooled
+from disam_theory.matching import MATCHED, Matching, Statistics, matching
 from disam_theory.objectives import OBJECTIVES, Objective
 from disam_theory.perturbations import (
     VARIANCES,
     ascent_step,
+    cosine,
     disam_weights,
     domain_inspired,
-    dot,
-    norm,
+    flat,
+    gradual_passes,
     of_runs,
     relative_direction,
     relative_step,
 )
 
-ALGORITHMS = ("erm", "sam", "disam", "asam", "gsam", "sagm")
+ALGORITHMS = ("erm", "sam", "disam", "asam", "gsam", "sagm", "dgsam", "weaker-sam")
 CONSTANTS = {"asam": "asam_eta", "gsam": "gsam_alpha", "sagm": "sagm_alpha"}  # what each relative of SAM has besides
-STRENGTHS = {"vrex": "vrex_penalty", "groupdro": "groupdro_eta"}  # what each objective has
+RELATIVES = (*CONSTANTS, "weaker-sam")  # whose steps 2 and 3 are not Algorithm 1's
+WITHOUT_DI = (*CONSTANTS, "dgsam")  # whose own form has no lambda
+STRENGTHS = {  # what each objective has
+    "vrex": "vrex_penalty",
+    "groupdro": "groupdro_eta",
+    "coral": "coral_penalty",
+    "fishr": "fishr_penalty",
+}
 SAMPLINGS = ("pooled", "stratified", "full")
-SCHEDULES = ("constant", "inverse-sqrt", "step")
+SCHEDULES = ("constant", "inverse-sqrt", "step", "cosine")
 
 
 @dataclass(frozen=True)
@@ -49,18 +68,22 @@ class Settings:
 
     ``sampling``: ``pooled`` draws ``batch_size`` samples a step from the pooled sources, so that a domain may be
     absent, and the shares $\alpha_i$ are those of the batch; ``stratified`` draws ``batch_size`` from each domain and
-    ``full`` takes all the data, both with $\alpha_i=n_i/N$. ``schedule``: $\eta_t$ constant, $\eta_0/\sqrt{t+1}$, or
-    divided by ten after 80 % of the steps.
+    ``full`` takes all the data, both with $\alpha_i=n_i/N$. ``schedule``: $\eta_t$ constant, $\eta_0/\sqrt{t+1}$,
+    divided by ten after 80 % of the steps (``step``), or $\frac{\eta_0}2(1+\cos\frac{\pi t}T)$.
 
     Two options name where the official code differs from the paper's text. ``variance="samples"``: its variance
     counts a domain as often as it has samples in the batch. ``ascent_gradient="weights"``: one backward pass of
     $\sum_i\beta_iL_i$ with the weights of Eq. (8) held fixed, in place of differentiating $L_{DI}$ itself; the two
     are equal up to round-off.
 
-    ``lam``: $\lambda$ of the ascent, 0.1 unless given, and 0 for ``asam``, ``gsam`` and ``sagm``: ``"gsam"`` is GSAM
-    and ``"gsam", lam=0.1`` is GSAM+DI. ``erm`` and ``sam`` have none, whatever ``lam`` is. ``objective``: what is
-    descended. ``asam_eta``, ``gsam_alpha``, ``sagm_alpha``, ``vrex_penalty`` and ``groupdro_eta`` belong to the
-    algorithm and the objective of that name; the defaults are the authors' or DomainBed's.
+    ``lam``: $\lambda$ of the ascent, 0.1 unless given, and 0 for ``asam``, ``gsam``, ``sagm`` and ``dgsam``: ``"gsam"``
+    is GSAM and ``"gsam", lam=0.1`` is GSAM+DI. ``erm`` and ``sam`` have none, whatever ``lam`` is. A negative
+    one is a control. ``weaker-sam``, a control too, ascends along $\nabla L$ by $\rho$ times the cosine between
+    $\nabla L$ and the $\nabla L_{DI}$ of its ``lam``. ``objective``: what is descended.
+
+    ``asam_eta`` to ``fishr_penalty`` belong to the algorithm and the objective of that name; the defaults are the
+    authors' or DomainBed's, meant for deep networks and small learning rates. A perceptron of two layers does not train
+    with V-REx at 10 or Fishr at 1,000 at a rate of 0.1; about 0.3 and 20, and 0.5 for CORAL, serve it.
     """
 
     algorithm: str = "disam"
@@ -81,6 +104,8 @@ class Settings:
     sagm_alpha: float = 0.001
     vrex_penalty: float = 10.0
     groupdro_eta: float = 0.01
+    coral_penalty: float = 1.0
+    fishr_penalty: float = 1000.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -97,12 +122,14 @@ class Settings:
         if self.algorithm != "erm" and not (self.rho > 0 and math.isfinite(self.rho)):
             raise UsageError(f"rho is {self.rho}; {self.algorithm} needs a finite radius above 0, such as 0.05")
         if self.lam is None:
-            object.__setattr__(self, "lam", 0.0 if self.algorithm in CONSTANTS else 0.1)
-        if not (self.strength >= 0 and math.isfinite(self.strength)):
-            raise UsageError(f"lambda is {self.lam}; it must be finite and at least 0, such as 0.1")
+            object.__setattr__(self, "lam", 0.0 if self.algorithm in WITHOUT_DI else 0.1)
+        if not math.isfinite(self.strength):
+            raise UsageError(f"lambda is {self.lam}; it must be finite, such as 0.1")
         for name in (*CONSTANTS.values(), *STRENGTHS.values()):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be finite and at least 0")
+        if self.algorithm == "dgsam" and self.objective != "average":
+            raise UsageError(f"dgsam descends the domains' own losses; it has no form for objective {self.objective!r}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"learning rate is {self.lr}; it must be finite and above 0")
         if self.steps < 1 or self.batch_size < 1:
@@ -145,6 +172,8 @@ class Settings:
         r"""$\eta_t$ of step ``step``, counted from 0."""
         if self.schedule == "inverse-sqrt":
             return self.lr / math.sqrt(step + 1)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
         return self.lr * (0.1 if self.schedule == "step" and step >= 0.8 * self.steps else 1.0)
 
 
@@ -157,24 +186,31 @@ class Ascent:
     beta: Tensor  # (R, M)
     gradient: Params  # grad L(w_t), or of the objective
     gradient_di: Params  # grad L_DI(w_t)
+    plain: Params  # grad L(w_t), whatever the objective
     gradient_ascent: Params  # grad L(w_t^asc), or of the objective
     epsilon: Params  # w_t^asc - w_t
     update: Params  # what the base optimizer descends; ERM, SAM and DISAM: gradient_ascent
     objective: Objective | None = None  # with the state after the step; None for the average loss, L
+    matching: Matching | None = None  # likewise, where the objective is CORAL or Fishr
 
 
 @dataclass(frozen=True)
 class Relatives:
-    """Which of R runs follow a relative of SAM, and its constant."""
+    """Which of R runs follow one of :data:`RELATIVES`, and its constant."""
 
     members: dict[str, Tensor]  # algorithm -> bool (R,), of those that occur
     constant: Tensor  # (R,); NaN for the other runs
 
-    def step(self, epsilon: Params, gradient: Params, params: Params, rho: Tensor) -> Params:
+    def step(self, epsilon: Params, gradient: Params, plain: Params, params: Params, rho: Tensor) -> Params:
         """SAM's ``epsilon``, replaced for the members by their own."""
         for name, which in self.members.items():
-            epsilon = of_runs(which, relative_step(name, gradient, params, rho, self.constant), epsilon)
+            epsilon = of_runs(which, relative_step(name, gradient, plain, params, rho, self.constant), epsilon)
         return epsilon
+
+    def weights(self, beta: Tensor, alpha: Tensor) -> Tensor:
+        """The weights of the domain gradients in the ascent direction."""
+        weaker = self.members.get("weaker-sam")
+        return beta if weaker is None else torch.where(weaker.unsqueeze(-1), alpha, beta)
 
     def direction(self, gradient: Params, gradient_ascent: Params) -> Params:
         """The direction of descent, for the members their own."""
@@ -187,7 +223,7 @@ class Relatives:
 def relatives(runs: Sequence[Settings], *, device: torch.device | str = "cpu") -> Relatives | None:
     """The relatives of SAM among the runs; None where there is none."""
     names = [settings.algorithm for settings in runs]
-    members = {name: torch.tensor([n == name for n in names], device=device) for name in CONSTANTS if name in names}
+    members = {name: torch.tensor([n == name for n in names], device=device) for name in RELATIVES if name in names}
     constant = torch.tensor([settings.constant for settings in runs], dtype=torch.float64, device=device)
     return Relatives(members, constant) if members else None
 
@@ -195,8 +231,8 @@ def relatives(runs: Sequence[Settings], *, device: torch.device | str = "cpu") -
 def objectives(
     runs: Sequence[Settings], M: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Objective | None:
-    """The runs' objectives at their start, with equal weights of the M domains; None where all are the average."""
-    if all(settings.objective == "average" for settings in runs):
+    """The runs' objectives at their start, with equal weights of the M domains; None where all weights are alpha."""
+    if all(settings.objective in ("average", *MATCHED) for settings in runs):
         return None
 
     def column(values: Sequence[float]) -> Tensor:
@@ -211,7 +247,29 @@ def objectives(
     )
 
 
-LossesOf = Callable[[Params], Tensor]  # stacked params -> (R, M) domain losses of one batch
+def matching_of(runs: Sequence[Settings], like: Tensor) -> Matching | None:
+    """CORAL or Fishr of runs that share one objective, at its start, as ``like`` in dtype and device; else None."""
+    objective = runs[0].objective
+    return matching(objective, [getattr(s, STRENGTHS[objective]) for s in runs], like) if objective in MATCHED else None
+
+
+LossesOf = Callable[[Params], Any]  # stacked params -> (R, M) domain losses of one batch, or them and Statistics
+
+
+@dataclass(frozen=True)
+class Descended:
+    r"""$O(w)=\sum_i\gamma_iL_i$ and CORAL's or Fishr's penalty: what is descended, given what a pass computed."""
+
+    alpha: Tensor  # (R, M)
+    present: Tensor  # (R, M)
+    objective: Objective | None = None
+    matching: Matching | None = None
+
+    def __call__(self, losses: Tensor, statistics: Statistics | None) -> Tensor:
+        """(R,), with the graph of the losses and of the penalty."""
+        gamma = self.objective.weights(losses.detach(), self.alpha, self.present) if self.objective else self.alpha
+        value = pooled(losses, gamma)
+        return value + self.matching.penalty(statistics) if self.matching and statistics else value
 
 
 def ascent_point(
@@ -221,55 +279,99 @@ def ascent_point(
     alpha: Tensor,
     present: Tensor,
     rho: Tensor,
-    lam: Tensor,
+    lam: Tensor | None,
     variance: str = "domains",
     ascent_gradient: str = "autograd",
     relatives: Relatives | None = None,
     objective: Objective | None = None,
+    matching: Matching | None = None,
 ) -> Ascent:
     r"""Steps 1 and 2 of Algorithm 1 and the gradient of step 3, for R runs with a leading axis in every tensor.
 
-    ``objective`` is taken after it has seen the losses at $w_t$, at both points.
+    ``lam`` is None where it is zero for all: then $L_{DI}=L$ and a backward pass is spared. ``objective`` is taken
+    after it has seen the losses at $w_t$, at both points; ``matching`` sees the statistics at $w_t^{asc}$ alone.
 
     Runs do not interact, so one gradient of the sum over runs is every run's own gradient.
     """
-    at_w = {name: p.detach().requires_grad_(True) for name, p in params.items()}
-    losses = losses_of(at_w)
-    beta = disam_weights(losses.detach(), alpha, lam, present, variance=variance)
-    if ascent_gradient == "weights":
-        inspired = pooled(losses, beta)
-    else:
+    at_w = _free(params)
+    losses, statistics = _pair(losses_of(at_w))
+    descended = Descended(alpha, present, objective and objective.observed(losses.detach(), present), matching)
+    gradient = plain = _gradient(pooled(losses, alpha), at_w)
+    if objective or matching:
+        gradient = _gradient(descended(losses, statistics), at_w)
+    beta, gradient_di = alpha, plain
+    if lam is not None:
+        beta = disam_weights(losses.detach(), alpha, lam, present, variance=variance)
         inspired = domain_inspired(losses, alpha, lam, present, variance=variance)
-    objective = objective.observed(losses.detach(), present) if objective else None
-
-    def descended(losses: Tensor) -> Tensor:
-        return pooled(losses, objective.weights(losses.detach(), alpha, present) if objective else alpha)
-
-    gradient = _gradient(descended(losses), at_w, keep=True)
-    gradient_di = _gradient(inspired, at_w)
+        gradient_di = _gradient(pooled(losses, beta) if ascent_gradient == "weights" else inspired, at_w)
     epsilon = ascent_step(gradient_di, rho)
     if relatives:
-        epsilon = relatives.step(epsilon, gradient_di, {name: p.detach() for name, p in params.items()}, rho)
-    at_ascent = {name: (p.detach() + epsilon[name]).requires_grad_(True) for name, p in params.items()}
-    losses_ascent = losses_of(at_ascent)
-    gradient_ascent = _gradient(descended(losses_ascent), at_ascent)
-    update = relatives.direction(gradient, gradient_ascent) if relatives else gradient_ascent
+        epsilon = relatives.step(epsilon, gradient_di, plain, {name: p.detach() for name, p in params.items()}, rho)
+        beta = relatives.weights(beta, alpha)
+    at_ascent = _free({name: p.detach() + epsilon[name] for name, p in params.items()})
+    losses_ascent, statistics = _pair(losses_of(at_ascent))
+    up = _gradient(descended(losses_ascent, statistics), at_ascent)
     return Ascent(
         losses.detach(),
         losses_ascent.detach(),
         beta,
         gradient,
         gradient_di,
-        gradient_ascent,
+        plain,
+        up,
         epsilon,
-        update,
-        objective,
+        relatives.direction(gradient, up) if relatives else up,
+        descended.objective,
+        matching.observed(statistics) if matching and statistics else None,
     )
 
 
-def _gradient(values: Tensor, params: Params, *, keep: bool = False) -> Params:
-    grads = torch.autograd.grad(values.sum(), list(params.values()), retain_graph=keep)
+def gradual_point(
+    losses_of: LossesOf, params: Params, *, order: Tensor, present: Tensor, rho: Tensor, lam: Tensor | None
+) -> Ascent:
+    r"""DGSAM's step for R runs; ``order`` (R, M) has the domains in the order in which they are gone up.
+
+    $w_t^{asc}$ is the last point at which a gradient is taken. $L$ and $L_{DI}$ have equal shares.
+    """
+    alpha = present / present.sum(1, keepdim=True)
+    passes = gradual_passes(order, present)  # (R, M + 1)
+    epsilon = {name: torch.zeros_like(p) for name, p in params.items()}
+    total, every = epsilon, torch.arange(order.shape[1], device=order.device)
+    for j, domain in enumerate(passes.unbind(1)):
+        at = _free({name: p.detach() + epsilon[name] for name, p in params.items()})
+        losses, _ = _pair(losses_of(at))
+        if j == 0:
+            first, plain = losses.detach(), _gradient(pooled(losses, alpha), at)
+            beta = alpha if lam is None else disam_weights(first, alpha, lam, present)
+            gradient_di = plain if lam is None else _gradient(pooled(losses, beta), at)
+        chosen = (domain.unsqueeze(1) == every).to(losses.dtype)  # nothing in a pass that is not made
+        own = _gradient(pooled(losses, chosen), at)
+        total = {name: t + own[name] for name, t in total.items()}
+        if j < len(every):
+            ratio = (chosen * beta).sum(1) / (chosen * alpha).sum(1).where(domain >= 0, 1)
+            step = ascent_step(own, rho * ratio * (passes[:, j + 1] >= 0))
+            epsilon = {name: e + step[name] for name, e in epsilon.items()}
+    count = present.sum(1)
+    update = {name: t * (count / (count + 1)).view(-1, *[1] * (t.ndim - 1)) for name, t in total.items()}
+    up = _gradient(pooled(losses, alpha), at)
+    return Ascent(first, losses.detach(), beta, plain, gradient_di, plain, up, epsilon, update)
+
+
+def _pair(given: Tensor | tuple[Tensor, Statistics]) -> tuple[Tensor, Statistics | None]:
+    return (given, None) if isinstance(given, Tensor) else given
+
+
+def _free(params: Params) -> Params:
+    return {name: p.detach().requires_grad_(True) for name, p in params.items()}
+
+
+def _gradient(values: Tensor, params: Params) -> Params:
+    """Of the sum over runs; the graph is kept for others, and goes with the tensors that hold it."""
+    grads = torch.autograd.grad(values.sum(), list(params.values()), retain_graph=True)
     return dict(zip(params, grads, strict=True))
+
+
+AT_ONCE = 16  # runs whose vectors are compared at once: the float64 copies of more leave the processor's cache
 
 
 class StepRecords:
@@ -280,31 +382,38 @@ class StepRecords:
 
     def rows(self, step: int, lrs: Sequence[float], now: Ascent, present: Tensor) -> list[dict[str, Any]]:
         """One row for each run (fields: :data:`disam_theory.traces.STEP_FIELDS`)."""
-        cosine, cross = self._against_last(now)
-        absent = present == 0
+        runs = [slice(start, start + AT_ONCE) for start in range(0, len(lrs), AT_ONCE)]
         columns = {
-            "losses": now.losses.masked_fill(absent, math.nan).tolist(),
-            "losses_ascent": now.losses_ascent.masked_fill(absent, math.nan).tolist(),
-            "beta": now.beta.tolist(),
-            "grad_norm": norm(now.gradient, 1).tolist(),
-            "grad_norm_di": norm(now.gradient_di, 1).tolist(),
-            "grad_norm_ascent": norm(now.gradient_ascent, 1).tolist(),
-            "cos_phi": cosine.tolist(),
-            "phi": cosine.clamp(-1.0, 1.0).acos().tolist(),
-            "cross_term": cross.tolist(),
+            "losses": now.losses.masked_fill(present == 0, math.nan),
+            "losses_ascent": now.losses_ascent.masked_fill(present == 0, math.nan),
+            "beta": now.beta,
+            **dict(zip(_MEASURED, torch.cat([_measured(now, self._last, some) for some in runs], 1), strict=True)),
         }
+        columns["phi"] = columns["cos_phi"].clamp(-1.0, 1.0).acos()
         self._last = now
+        lists = {name: values.tolist() for name, values in columns.items()}
         return [
-            {"step": step, "lr": lr, **{name: values[r] for name, values in columns.items()}}
-            for r, lr in enumerate(lrs)
+            {"step": step, "lr": lr, **{name: values[r] for name, values in lists.items()}} for r, lr in enumerate(lrs)
         ]
 
-    def _against_last(self, now: Ascent) -> tuple[Tensor, Tensor]:
-        if self._last is None:
-            nothing = torch.full((len(now.losses),), math.nan, dtype=torch.float64)
-            return nothing, nothing
-        last = self._last
-        lengths = norm(last.epsilon, 1) * norm(now.epsilon, 1)
-        cosine = dot(last.epsilon, now.epsilon, 1) / lengths  # 0/0 = NaN where there is no ascent
-        change = {name: now.epsilon[name] - last.epsilon[name] for name in now.epsilon}
-        return cosine, dot(last.gradient_ascent, change, 1)
+
+_MEASURED = ("grad_norm", "grad_norm_di", "grad_norm_ascent", "cos_sam", "cos_phi", "cross_term")
+
+
+def _measured(now: Ascent, last: Ascent | None, some: slice) -> Tensor:
+    """The columns :data:`_MEASURED` (6, r) of some runs."""
+
+    def vector(tree: Params) -> Tensor:
+        return flat({name: p[some] for name, p in tree.items()}, 1)
+
+    def length(v: Tensor) -> Tensor:
+        return (v * v).sum(1).sqrt()
+
+    plain, up, epsilon = vector(now.plain), vector(now.gradient_ascent), vector(now.epsilon)
+    inspired = plain if now.gradient_di is now.plain else vector(now.gradient_di)
+    descended = plain if now.gradient is now.plain else vector(now.gradient)
+    cos_phi = cross = torch.full_like(plain[:, 0], math.nan)
+    if last is not None:
+        before = vector(last.epsilon)
+        cos_phi, cross = cosine(before, epsilon), (vector(last.gradient_ascent) * (epsilon - before)).sum(1)
+    return torch.stack([length(descended), length(inspired), length(up), cosine(plain, inspired), cos_phi, cross])

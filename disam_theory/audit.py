@@ -1,202 +1,245 @@
-r"""(model, domains) -> one row a domain, and for the pooled, weighted and domain-inspired loss: how sharp, how sure.
+r"""(model, domains) -> how sharp each domain's loss is, how sure, and what that does and does not say.
 
-For each domain $D_i$: size, loss, accuracy, $\lVert\nabla L_i\rVert$ and the top eigenvalues of $\nabla^2L_i$. Then the
-same for the pooled loss $\sum_i\alpha_iL_i$, for $\sum_i\beta_iL_i$ with the weights of Eq. (8) held fixed, and for
-$L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$ itself.
+Each source domain, each unseen domain, and three losses over the sources: ``pooled`` $\sum_i\alpha_iL_i$,
+``beta-weighted`` $\sum_i\beta_iL_i$ with the weights of Eq. (8) held fixed, and $L_{DI}=L-\lambda\,\mathrm{Var}\{L_i\}$
+itself. The outputs are made in :mod:`disam_theory.audit_report`.
+
+| letter | meaning |
+|---|---|
+| ``rho`` | radius of SAM's and DISAM's step, in the units of the weights |
+| ``lam`` | $\lambda$ of DISAM's weights |
+| ``k`` | number of eigenvalues |
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from disam_theory.audit_measures import (
+    ASAM_FACTOR,
+    DEFAULT,
+    Outcomes,
+    Settings,
+    Subject,
+    Table,
+    bounds_of,
+    densities_of,
+    draws_of,
+    felt_shares,
+    losses_and_gradients,
+    of_samples,
+    outcomes_of,
+    overlaps_of,
+    plain_bound,
+    prepared,
+    rises,
+    sampling_errors,
+    slices_of,
+    trace_probes,
+    warnings_of,
+)
 from disam_theory.domains import Domain
-from disam_theory.errors import UsageError
-from disam_theory.files import csv_text
-from disam_theory.losses import model_losses, parameters_of
-from disam_theory.operators import Curvature, domain_gradients, weights_at
+from disam_theory.errors import UsageError, unknown_name
+from disam_theory.operators import Curvature, domain_hessian
 from disam_theory.ranks import ALONE, Ranks
-from disam_theory.spectrum import Eigenpairs, Progress, domain_spectra
-
-SCHEMA = "disam-audit/1"
+from disam_theory.spectrum import Eigenpairs, InterruptedSpectra, Progress, domain_spectra, top_eigenpairs
 
 
 @dataclass(frozen=True)
 class Row:
-    """One loss of the audit. ``accuracy`` is None where it has no meaning; ``residuals`` belong to ``eigenvalues``."""
+    r"""One loss. None stands for what has no meaning for it.
+
+    Errors of means over samples (``loss_error``, the Wilson interval of ``accuracy``) are those of an estimate for the
+    distribution that the samples come from; all else is a fact about these samples, with the numerical or Monte
+    Carlo error that stands beside it.
+    """
 
     name: str
+    role: str  # source, unseen, or over the sources
     n: int
     share: float
     beta: float | None
     loss: float
+    loss_error: float | None  # standard error
     accuracy: float | None
+    accuracy_low: float | None  # 95 %
+    accuracy_high: float | None
+    ece: float | None  # expected calibration error
+    ece_by_chance: float | None  # its 95th percentile for a calibrated model
     grad_norm: float
+    gradient_variance: float | None  # of batches, summed over the parameters
+    gradient_variance_error: float | None  # standard error
     eigenvalues: tuple[float, ...]  # (k,), largest first
     residuals: tuple[float, ...]  # (k,)
     lower: tuple[float, ...]  # (k,) certified interval of each eigenvalue, see Eigenpairs
     upper: tuple[float, ...]  # (k,)
     converged: bool
     products: int
+    trace: float
+    trace_error: float  # standard error
+    sam: float | None  # rise after one step of length rho along the loss's own gradient
+    worst_lower: float | None  # largest rise found within rho
+    worst_upper: float | None  # second-order estimate of the largest rise, no bound
+    average: float | None  # mean rise under Gaussian noise of length about rho
+    average_error: float | None  # standard error
+    asam: float | None  # rise after ASAM's step
+
+
+ROW_LISTS = ("eigenvalues", "residuals", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was measured on one checkpoint; ``draws`` holds what a paired comparison needs, by name."""
+
+    rows: tuple[Row, ...]
+    about: dict[str, Any]  # the settings; parameters, norm, radii, bins, cosine of SAM's and DISAM's step
+    shares: Table  # domain, method, weight, share, first_order, rise, cosine
+    overlaps: Table  # first, second, overlap of the top eigenspaces, at_random
+    warnings: Table  # name, message, value, threshold
+    bounds: Table  # name, of, terms, right_side, complete, vacuous, assumes
+    sampling: Table  # name, n, population and standard errors as estimates of the whole domains
+    densities: Table  # loss, eigenvalue, density, standard_error
+    slices: Table  # a, and the loss of each domain and pooled at w + a v
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row:
+        """The row of the loss called ``name``."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_plain(self) -> dict[str, Any]:
+        """All but ``draws``, ready for JSON."""
+        return {**asdict(replace(self, draws={}))} | {"rows": [asdict(row) for row in self.rows]}
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any], draws: dict[str, Tensor]) -> Audit:
+        """The inverse of :meth:`to_plain`, after a way through JSON."""
+        rows = (Row(**{**row, **{name: tuple(row[name]) for name in ROW_LISTS}}) for row in plain["rows"])
+        tables = {name: tuple(table) for name, table in plain.items() if name not in ("rows", "about", "draws")}
+        return Audit(rows=tuple(rows), about=plain["about"], draws=draws, **tables)
 
 
 def audit(
     model: nn.Module,
     domains: Sequence[Domain],
+    settings: Settings = DEFAULT,
     *,
-    k: int = 3,
-    lam: float = 0.1,
-    tol: float = 1e-3,
-    max_products: int = 300,
-    chunk: int = 1024,
-    rng: int = 0,
+    unseen: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     ranks: Ranks = ALONE,
-    start: Mapping[str, torch.Tensor] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     progress: Progress = lambda products, running, error: None,
-) -> list[Row]:
-    """The audit's rows: each domain, then ``pooled``, ``beta-weighted`` and ``L_DI``, of a copy in evaluation mode.
+    stage: Callable[[str], None] = lambda what: None,
+) -> Audit:
+    """Measure a copy of ``model`` in evaluation mode on ``domains``; those named in ``unseen`` are no sources.
 
-    ``start`` and ``progress`` are :func:`~disam_theory.spectrum.domain_spectra`'s.
+    ``start`` and ``progress`` are :func:`~disam_theory.spectrum.domain_spectra`'s; ``stage`` hears what comes next.
 
     Raises:
-        UsageError: NaN or Inf weights, or outputs that do not fit the labels.
-        ComputationError: a domain's loss or a Hessian product is not finite.
+        UsageError: an impossible setting, NaN or Inf weights, or outputs that do not fit the labels.
+        ComputationError: a loss, a gradient or a Hessian product is not finite.
+        InterruptedSpectra: on Ctrl-C, with the eigenvectors found so far.
     """
-    if not (lam >= 0 and math.isfinite(lam)):
-        raise UsageError(f"lambda is {lam}; it must be finite and at least 0, such as 0.1")
-    private = copy.deepcopy(model).to(device, dtype).eval()
-    data = [domain.to(device=device, dtype=dtype) for domain in domains]
-    params = parameters_of(private)
-    correct = [_correct(private, domain, chunk) for domain in data]
-    losses = model_losses(private, data, chunk=chunk, ranks=ranks)
-    values = losses.checked(params).double()
-    gradients = domain_gradients(losses, params).double()
-    alpha = torch.tensor(losses.shares, dtype=torch.float64, device=values.device)
-    beta = weights_at(losses, params, lam).double()
-    curvature = Curvature(losses, params)
-    spectra = domain_spectra(
-        curvature,
-        min(k, curvature.size),
-        lam=lam,
-        tol=tol,
-        max_products=max_products,
-        rng=rng,
-        start=start,
-        progress=progress,
-    )
-    total = sum(losses.sizes)
-    inspired = float(alpha @ values - lam * values.var(correction=0))
-    weights = {**dict(zip(losses.names, torch.eye(losses.M).to(alpha), strict=True)), "pooled": alpha}
-    weights |= {"beta-weighted": beta, "L_DI": beta}
-    known: dict[str, dict[str, Any]] = {
-        d.name: {"n": len(d), "beta": float(beta[i]), "accuracy": correct[i] / len(d)} for i, d in enumerate(data)
-    }
-    known |= {"pooled": {"accuracy": sum(correct) / total}, "L_DI": {"loss": inspired}}
-    return [
-        _row(name, total, weights[name], values, gradients, pairs, known.get(name, {}))
-        for name, pairs in spectra.items()
-    ]
-
-
-def _row(
-    name: str,
-    total: int,
-    weights: torch.Tensor,
-    values: torch.Tensor,
-    gradients: torch.Tensor,
-    pairs: Eigenpairs,
-    known: dict[str, Any],
-) -> Row:
-    """The row of one loss, a weighting of the domains, from the domains' losses and gradients; ``known`` overrides."""
-    fields = {
-        "n": total,
-        "beta": None,
-        "loss": float(weights @ values),
-        "accuracy": None,
-        "grad_norm": float((weights @ gradients).norm()),
-        **known,
-    }
-    return Row(
-        name=name,
-        share=fields["n"] / total,
-        **fields,
-        eigenvalues=tuple(pairs.values.tolist()),
-        residuals=tuple(pairs.residuals.tolist()),
-        lower=tuple(pairs.lower.tolist()),
-        upper=tuple(pairs.upper.tolist()),
-        converged=pairs.converged,
-        products=pairs.products,
-    )
-
-
-@torch.no_grad()
-def _correct(model: nn.Module, domain: Domain, chunk: int) -> int:
-    """The number of samples classified rightly; also where a model that does not fit the data is found out."""
-    correct = 0
+    _check(settings, [domain.name for domain in domains], unseen)
+    subject = prepared(model, domains, settings, unseen, dtype, device, ranks)
+    outcomes = {domain.name: outcomes_of(subject.model, domain, settings.chunk) for domain in subject.domains}
+    subject = subject.with_losses(ranks)
+    stage("eigenvalues")
+    spectra = _spectra(subject, start or {}, progress)
     try:
-        for inputs, labels in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True):
-            outputs = model(inputs)
-            if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
-                raise UsageError(
-                    f"the model's outputs have shape {tuple(outputs.shape)}, and domain {domain.name!r} has label "
-                    f"{int(labels.max())}; it must give one score for each of the classes"
-                )
-            correct += int((outputs.argmax(1) == labels).sum())
-    except RuntimeError as error:
-        shape = tuple(domain.inputs.shape[1:])
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"the model cannot take inputs of shape {shape} of domain {domain.name!r}: {reason}"
-        ) from error
-    return correct
+        return _assembled(subject, outcomes, spectra, stage)
+    except KeyboardInterrupt as stop:
+        raise InterruptedSpectra({name: pairs.vectors for name, pairs in spectra.items()}) from stop
 
 
-def as_json(rows: Sequence[Row], provenance: dict[str, Any]) -> str:
-    """The rows as JSON, schema ``disam-audit/1``."""
-    return json.dumps({"schema": SCHEMA, "provenance": provenance, "rows": [asdict(row) for row in rows]}, indent=1)
+def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> None:
+    if not (settings.lam >= 0 and math.isfinite(settings.lam)):
+        raise UsageError(f"lambda is {settings.lam}; it must be finite and at least 0, such as 0.1")
+    if not (settings.rho > 0 and math.isfinite(settings.rho)):
+        raise UsageError(f"rho is {settings.rho}; it must be finite and above 0, such as 0.05")
+    if settings.max_samples is not None and settings.max_samples < 2:
+        raise UsageError(f"max_samples is {settings.max_samples}; a domain needs at least 2")
+    for name in unseen:
+        if name not in names:
+            raise unknown_name("domain", name, names)
+    if set(names) <= set(unseen):
+        raise UsageError("every domain is named as unseen; leave at least one source")
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV, one eigenvalue and its residual to a pair of columns."""
-    return csv_text([_flat(row) for row in rows])
+def _spectra(subject: Subject, start: Mapping[str, Tensor], progress: Progress) -> dict[str, Eigenpairs]:
+    """The top eigenpairs of each source, of the three losses over them, then of each unseen domain."""
+    chosen, params = subject.settings, subject.params
+    subject.losses.checked(params)
+    curvature = Curvature(subject.losses, params)
+    options: dict[str, Any] = {"tol": chosen.tol, "max_products": chosen.max_products, "rng": chosen.rng}
+    k = min(chosen.k, curvature.size)
+    found = domain_spectra(curvature, k, lam=chosen.lam, start=start, progress=progress, **options)
+    try:
+        for name, losses in subject.others.items():
+            losses.checked(params)
+            found[name] = top_eigenpairs(domain_hessian(losses, params, name), k, start=start.get(name), **options)
+    except KeyboardInterrupt as stop:
+        raise InterruptedSpectra({name: pairs.vectors for name, pairs in found.items()}) from stop
+    return found
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    fields = asdict(row)
-    columns = {"lambda": "eigenvalues", "residual": "residuals", "lower": "lower", "upper": "upper"}
-    lists = {short: fields.pop(name) for short, name in columns.items()}
-    for j in range(len(row.eigenvalues)):
-        fields |= {f"{short}_{j + 1}": values[j] for short, values in lists.items()}
-    return fields
+def _assembled(
+    subject: Subject,
+    outcomes: Mapping[str, Outcomes],
+    spectra: Mapping[str, Eigenpairs],
+    stage: Callable[[str], None],
+) -> Audit:
+    facts = losses_and_gradients(subject)
+    for name, more in of_samples(subject, outcomes).items():
+        facts[name] |= more
+    stage("trace")
+    probes = trace_probes(subject, facts)
+    stage("sharpness measures")
+    for name, more in rises(subject, spectra).items():
+        facts[name] |= more
+    stage("perturbations and bounds")
+    shares, steps = felt_shares(subject)
+    warnings = warnings_of(subject, spectra)
+    about, found = bounds_of(subject, outcomes, steps)
+    cosine = nn.functional.cosine_similarity(steps["SAM"], steps["DISAM"], dim=0)
+    stage("densities and slices" if subject.settings.full else "slices")
+    return Audit(
+        rows=tuple(_row(name, spectra[name], probes[name], facts[name]) for name in facts),
+        about={
+            **asdict(subject.settings),
+            **about,
+            "cosine_sam_disam": float(cosine),
+            "asam_rho": ASAM_FACTOR * subject.settings.rho,
+        },
+        shares=shares,
+        overlaps=overlaps_of(spectra),
+        warnings=warnings,
+        bounds=tuple(plain_bound(bound) for bound in found),
+        sampling=sampling_errors(subject, outcomes, spectra),
+        densities=densities_of(subject) if subject.settings.full else (),
+        slices=slices_of(subject, spectra["pooled"].vectors[:, 0]),
+        draws=draws_of(outcomes, probes),
+    )
 
 
-def as_table(rows: Sequence[Row]) -> str:
-    """The rows as an aligned text table; eigenvalues as ``value ± residual``, with ``!`` where not converged."""
-    k = len(rows[0].eigenvalues)
-    head = ["loss of", "n", "loss", "acc %", "|grad|", "beta", *(f"lambda_{j}" for j in range(1, k + 1)), ""]
-    body = [
-        [
-            row.name,
-            str(row.n),
-            f"{row.loss:.4g}",
-            "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
-            f"{row.grad_norm:.3g}",
-            "" if row.beta is None else f"{row.beta:.3g}",
-            *(f"{v:.4g} ± {r:.1g}" for v, r in zip(row.eigenvalues, row.residuals, strict=True)),
-            "" if row.converged else "! not converged",
-        ]
-        for row in rows
-    ]
-    return aligned(body, head)
+def _row(name: str, pairs: Eigenpairs, probes: Tensor, facts: Mapping[str, Any]) -> Row:
+    empty = dict.fromkeys(Row.__dataclass_fields__)
+    estimate = {"trace": float(probes.mean()), "trace_error": float(probes.std()) / math.sqrt(len(probes))}
+    intervals = {
+        "eigenvalues": tuple(pairs.values.tolist()),
+        "residuals": tuple(pairs.residuals.tolist()),
+        "lower": tuple(pairs.lower.tolist()),
+        "upper": tuple(pairs.upper.tolist()),
+    }
+    kept = {"name": name, "converged": pairs.converged, "products": pairs.products}
+    return Row(**{**empty, **intervals, **estimate, **kept, **facts})
 
 
 def aligned(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from disam_theory import architectures, audit_report, backbones, checkpoints, convergence, images, single_run
 from disam_theory import audit as audits
-from disam_theory import convergence
-from disam_theory.checkpoints import fill, load_model, load_state_dict
-from disam_theory.domains import Suite, load_suite
+from disam_theory.algorithms import Settings
+from disam_theory.archives import load_data
+from disam_theory.domains import SUITES, Split, Suite, load_suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import csv_text, write_atomically
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
@@ -32,38 +36,87 @@ from disam_theory.traces import read_trace
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """``disam-theory audit``: see :mod:`disam_theory.audit`."""
+    """``disam-theory audit``: see :mod:`disam_theory.audit` and, for what is written, ``audit_report``."""
     _check(arguments, "k", "chunk", "image_size")
+    paths = dict(zip(_labels(arguments.checkpoint), arguments.checkpoint, strict=True))
     with launched(arguments.device) as (ranks, device_name):
         device = _device(device_name)
-        model, suite = _load(arguments)
-        record = _record(arguments, suite, device, ranks)
+        alone = {label: argparse.Namespace(**{**vars(arguments), "checkpoint": path}) for label, path in paths.items()}
+        models = {label: _load(each) for label, each in alone.items()}  # all of them, before any is measured
+        suite = next(iter(models.values()))[1]
+        record = _record(next(iter(alone.values())), suite, device, ranks)
+        record |= {"checkpoint": [str(path) for path in paths.values()]}
+        record |= {"checkpoint_sha256": [sha256(path) for path in paths.values()]}
         with _kept(arguments, record, ranks) as kept:
-            rows = audits.audit(
-                model,
-                suite.domains,
-                k=arguments.k,
-                lam=arguments.lam,
-                tol=arguments.tol,
-                max_products=arguments.max_products,
-                chunk=arguments.chunk,
-                rng=arguments.rng,
-                dtype=getattr(torch, arguments.dtype),
-                device=device,
-                ranks=ranks,
-                start=kept.vectors,
-                progress=_progress if ranks.rank == 0 else lambda products, running, error: None,
-            )
-    if ranks.rank:
-        return 0  # the first process says what all have found
-    texts = {
-        "json": audits.as_json(rows, record) + "\n",
-        "csv": audits.as_csv(rows),
-        "table": audits.as_table(rows) + "\n",
-    }
-    _deliver(arguments, texts, record)
-    _refuse_short([row.name for row in rows if not row.converged], arguments)
+            found = {
+                label: _audited(label, model, suite, kept, arguments, device, ranks)
+                for label, (model, _) in models.items()
+            }
+            if ranks.rank:
+                return 0  # the first process says what all have found
+            _deliver_audits(found, arguments, record)
+    short = [(label, row.name) for label, each in found.items() for row in each.rows if not row.converged]
+    _refuse_short([name if len(found) == 1 else f"{name} ({label})" for label, name in short], arguments)
     return 0
+
+
+def _deliver_audits(found: Mapping[str, audits.Audit], arguments: argparse.Namespace, record: dict[str, Any]) -> None:
+    """Every format that is asked for; the page and LaTeX go to the folder only."""
+    if arguments.out:
+        write_atomically(arguments.out / "audit.html", audit_report.as_html(found, record))
+        write_atomically(arguments.out / "audit.tex", audit_report.as_latex(found, record))
+        if len(found) > 1:
+            lines = f"# {one_line(record)}\n{audit_report.differences_csv(found)}"
+            write_atomically(arguments.out / "differences.csv", lines)
+    as_text = {"json": audit_report.as_json(found, record), "csv": audit_report.as_csv(found)}
+    _deliver(arguments, {**as_text, "table": audit_report.as_table(found)}, record)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The files' names, with their folders where names repeat."""
+    labels = [path.name for path in paths]
+    if len(set(labels)) < len(labels):
+        labels = _short_paths([str(path) for path in paths])
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"{label} is given twice; name each checkpoint once")
+    return labels
+
+
+def _audited(
+    label: str,
+    model: nn.Module,
+    suite: Suite,
+    kept: Kept,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    ranks: Ranks,
+) -> audits.Audit:
+    """One checkpoint's audit: as it was kept, or gone on with, or from the start."""
+    prefix = f"{label}/"
+    mine = {name.removeprefix(prefix): v for name, v in kept.vectors.items() if name.startswith(prefix)}
+    if label in kept.rows:
+        return audits.Audit.from_plain(kept.rows[label], mine)
+    names = [entry.name for entry in dataclasses.fields(audits.Settings)]
+    chosen = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    try:
+        found = audits.audit(
+            model,
+            suite.domains,
+            audits.Settings(**chosen),
+            unseen=arguments.unseen,
+            dtype=getattr(torch, arguments.dtype),
+            device=device,
+            ranks=ranks,
+            start=mine,
+            progress=_progress if ranks.rank == 0 else lambda products, running, error: None,
+            stage=lambda what: _say(f"{label}: {what}") if ranks.rank == 0 else None,
+        )
+    except InterruptedSpectra as stop:
+        raise InterruptedSpectra({prefix + name: vectors for name, vectors in stop.vectors.items()}) from stop
+    kept.rows[label] = found.to_plain()
+    kept.vectors |= {prefix + name: values for name, values in found.draws.items()}
+    return found
 
 
 def spectrum(arguments: argparse.Namespace) -> int:
@@ -172,6 +225,160 @@ def _line(
     return [{"a": a, "b": b, **{n: float(plane.column(n)[0, i]) for n in columns}} for i, a in enumerate(at.tolist())]
 
 
+def train(arguments: argparse.Namespace) -> int:
+    """``disam-theory train``: one run; see :mod:`disam_theory.single_run`."""
+    _check(arguments, "image_size")
+    device = _device(arguments.device)
+    settings, options = _train_settings(arguments), _train_options(arguments)
+    if settings.objective == "fishr" and arguments.dropout:
+        raise UsageError("fishr's gradients are those of a head without dropout before it; leave --dropout away")
+    split, classes = _train_split(arguments)
+    model = backbones.build(
+        arguments.model,
+        classes,
+        weights=arguments.weights,
+        pretrained=arguments.pretrained,
+        dropout=arguments.dropout,
+        rng=arguments.rng,
+    )
+    seen = images.evaluation_transform(arguments.image_size)
+    augmented = isinstance(split, images.ImageSplit) and arguments.augment == "domainbed"
+    outcome = single_run.train(
+        model,
+        split,
+        settings,
+        options,
+        arguments.out,
+        classes=classes,
+        named=_train_names(arguments, split),
+        transforms=(images.training_transform(arguments.image_size) if augmented else seen, seen),
+        progress=_train_progress(settings.steps),
+    )
+    record = provenance(rng=arguments.rng, device=str(device), dtype="float32")
+    _deliver(arguments, _train_texts(outcome, record, [domain.name for domain in split.sources]), record)
+    if outcome.corrupt:
+        print(f"disam-theory: {len(outcome.corrupt)} left out: {'; '.join(outcome.corrupt)}", file=sys.stderr)
+    return 0
+
+
+def _train_settings(arguments: argparse.Namespace) -> Settings:
+    """Those given; momentum, SGD's alone, is 0.9 unless given."""
+    names = [entry.name for entry in dataclasses.fields(Settings) if entry.name != "ascent_gradient"]
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given.setdefault("momentum", 0.9 if arguments.optimizer == "sgd" else 0.0)
+    return Settings(**given, ascent_gradient="weights")
+
+
+def _train_options(arguments: argparse.Namespace) -> single_run.Options:
+    names = [entry.name for entry in dataclasses.fields(single_run.Options)]
+    others = {"seed": arguments.rng, "mode": arguments.sam_mode, "train_losses": not arguments.no_train_losses}
+    return single_run.Options(**{name: getattr(arguments, name) for name in names if name not in others}, **others)
+
+
+def _train_split(arguments: argparse.Namespace) -> tuple[Split | images.ImageSplit, int]:
+    """The data with one domain held out, and the number of classes."""
+    if arguments.data in SUITES and not arguments.dataset:
+        suite = load_suite(arguments.data, rng=arguments.rng)
+        return suite.split(arguments.test_domain, validation=arguments.validation, rng=arguments.rng), suite.classes
+    if not Path(arguments.data).is_dir():
+        load_suite(arguments.data)  # which says what is wrong with the name
+    split = images.image_split(
+        Path(arguments.data),
+        arguments.test_domain,
+        dataset=arguments.dataset,
+        lists={"auto": None, "official": True, "random": False}[arguments.splits],
+        validation=arguments.validation,
+        rng=arguments.rng,
+    )
+    return split, split.classes
+
+
+def _train_names(arguments: argparse.Namespace, split: Split | images.ImageSplit) -> dict[str, Any]:
+    """What tells the run from others beside settings and options."""
+    names = {
+        "suite": arguments.dataset or (Path(arguments.data).name if Path(arguments.data).is_dir() else arguments.data),
+        "model": arguments.model,
+        "weights": sha256(arguments.weights) if arguments.weights else "pretrained" if arguments.pretrained else None,
+        "dropout": arguments.dropout,
+        "validation": arguments.validation,
+    }
+    if isinstance(split, images.ImageSplit):
+        names |= {"augment": arguments.augment, "image_size": arguments.image_size, "files": split.fingerprint()}
+    return names
+
+
+def _train_progress(steps: int) -> single_run.Progress:
+    """A passing line with the pooled batch loss and the time left, by the steps made so far in this process."""
+    begun: list[tuple[float, int]] = []
+
+    def show(done: int, row: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        begun.append((now, done)) if not begun else None
+        (since, first) = begun[0]
+        left = (now - since) / (done - first) * (steps - done) if done > first else math.nan
+        losses = [loss for loss in row["losses"] if math.isfinite(loss)]
+        remaining = (
+            "" if math.isnan(left) else f", {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left"
+        )
+        _say(f"step {done} of {steps}, mean loss of the domains {sum(losses) / len(losses):.3f}{remaining}")
+
+    return show
+
+
+def _train_texts(outcome: single_run.Outcome, record: dict[str, Any], sources: Sequence[str]) -> dict[str, str]:
+    """The evaluations as a table, CSV and JSON; the best by validation is what a user would deploy."""
+    rows = []
+    for found in outcome.evaluations:
+        losses = {f"loss {name}": value for name, value in zip(sources, found["losses"], strict=True)}
+        rows.append(
+            {"step": found["step"], **losses, **{k: v for k, v in found.items() if k not in ("step", "losses")}}
+        )
+    table = audits.aligned(
+        [[_number(v) if k != "step" else str(v) for k, v in row.items()] for row in rows], list(rows[0])
+    )
+    best = outcome.best
+    said = (
+        f"best by validation: step {best['step']}, accuracy {best['validation_accuracy']:.4f} there "
+        f"and {best['unseen_accuracy']:.4f} on the unseen domain (best.safetensors)"
+    )
+    document = {"schema": "disam-train/1", "provenance": record, "evaluations": rows, "best": best}
+    return {
+        "json": json.dumps(document | {"corrupt": outcome.corrupt}, indent=1) + "\n",
+        "csv": csv_text(rows),
+        "table": f"{table}\n{said}\n",
+    }
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """``disam-theory convert``: the weights of a checkpoint as safetensors, with where they come from."""
+    source, out = arguments.checkpoint, arguments.out
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out is {out}; its name must end in .safetensors")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UsageError(f"--out is the checkpoint {source} itself; give another name")
+    checkpoint = checkpoints.read(source, averaged=arguments.ema)
+    state, architecture = checkpoint.state, arguments.model or checkpoint.architecture
+    if arguments.model:  # the names become the model's
+        state = architectures.model_of(checkpoint, architecture, None, str(source)).state_dict()
+    about = {
+        "format": checkpoint.format,
+        "architecture": architecture,
+        "classes": checkpoint.classes,
+        "source": source.name,
+        "source_sha256": sha256(source),
+        "left": list(checkpoint.left),
+        "said": dict(checkpoint.told),
+        "provenance": provenance(),
+    }
+    checkpoints.write(out, state, {name: value for name, value in about.items() if value is not None})
+    shown = {name: about[name] for name in ("format", "architecture", "classes", "source_sha256")}
+    shown |= {"tensors": len(state), "numbers": sum(value.numel() for value in state.values())}
+    shown |= {"left out": ", ".join(checkpoint.left) or "nothing", "written": out, "sha256": sha256(out)}
+    for name, value in shown.items():
+        print(f"{name:<14}{'not said' if value is None else value}")
+    return 0
+
+
 def rate(arguments: argparse.Namespace) -> int:
     """``disam-theory rate``: how far the convergence theory holds along recorded traces, and how fast they converge."""
     all_found = {str(path): _convergence(path, arguments) for path in arguments.traces}
@@ -230,9 +437,11 @@ def _directions(arguments: argparse.Namespace, losses: Any, params: Params) -> l
 
 
 def _load(arguments: argparse.Namespace) -> tuple[nn.Module, Suite]:
-    state = load_state_dict(arguments.checkpoint)
-    model = fill(load_model(arguments.model), state, str(arguments.checkpoint))
-    return model, load_suite(arguments.data, rng=arguments.rng, image_size=arguments.image_size)
+    checkpoint = checkpoints.read(arguments.checkpoint)
+    # also for the record and for what is kept, where the file says it and the user does not
+    arguments.model = architectures.resolve(checkpoint, arguments.model, str(arguments.checkpoint))
+    suite = load_data(arguments.data, rng=arguments.rng, image_size=arguments.image_size)
+    return architectures.model_of(checkpoint, arguments.model, suite.classes, str(arguments.checkpoint)), suite
 
 
 def _losses(arguments: argparse.Namespace) -> tuple[Suite, torch.device, DomainLosses, Params]:

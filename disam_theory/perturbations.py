@@ -74,6 +74,29 @@ def matching_step(gradient: Params, rho: Tensor, alpha: Tensor) -> Params:
     return {name: step[name] - _per_run(alpha, g) * g for name, g in gradient.items()}
 
 
+def weaker_step(plain: Params, inspired: Params, rho: Tensor) -> Params:
+    r"""$\epsilon=\rho\cos(\nabla L,\nabla L_{DI})\,\nabla L/\lVert\nabla L\rVert_2$: how far DISAM goes along SAM.
+
+    A control, of no paper: where DISAM differs from SAM only by a weaker perturbation, this does as DISAM does. The
+    step is downhill where the cosine is negative, as DISAM's is, and zero where either gradient is.
+    """
+    return ascent_step(plain, rho * cosine(flat(plain, rho.ndim), flat(inspired, rho.ndim)).nan_to_num(0.0))
+
+
+def gradual_passes(order: Tensor, present: Tensor) -> Tensor:
+    r"""DGSAM's domain in each of its M + 1 passes (..., M + 1), from an ``order`` of all domains (..., M).
+
+    Each domain present once and the first of them again (Song et al. 2025); -1 in passes that are not made as domains
+    are absent from the batch.
+    """
+    M = order.shape[-1]
+    order = order.gather(-1, torch.argsort(1 - present.gather(-1, order), dim=-1, stable=True))
+    count, passes = present.sum(-1, keepdim=True), torch.arange(M + 1, device=order.device)
+    first = order[..., :1].expand(*order.shape[:-1], M + 1)
+    once = torch.where(passes < count, torch.cat([order, order[..., :1]], -1), first)
+    return torch.where(passes <= count, once, -1)
+
+
 def surrogate_gap_direction(gradient: Params, gradient_ascent: Params, alpha: Tensor) -> Params:
     r"""GSAM's $\nabla L(w^{asc})-\alpha\,\nabla L(w)_\perp$ (Zhuang et al. 2022, Algorithm 1).
 
@@ -88,8 +111,12 @@ def surrogate_gap_direction(gradient: Params, gradient_ascent: Params, alpha: Te
     return direction
 
 
-def relative_step(algorithm: str, gradient: Params, params: Params, rho: Tensor, constant: Tensor) -> Params:
-    r"""$\epsilon$ of ``algorithm`` along the ascent gradient $g$ at ``params``."""
+def relative_step(
+    algorithm: str, gradient: Params, plain: Params, params: Params, rho: Tensor, constant: Tensor
+) -> Params:
+    r"""$\epsilon$ of ``algorithm`` at ``params``, from the ascent gradient $g$ and, for ``weaker-sam``, $\nabla L$."""
+    if algorithm == "weaker-sam":
+        return weaker_step(plain, gradient, rho)
     if algorithm == "asam":
         return adaptive_step(gradient, params, rho, constant)
     if algorithm == "sagm":
@@ -120,6 +147,11 @@ def _per_run(values: Tensor, like: Tensor) -> Tensor:
     return shaped if shaped.dtype == torch.bool else shaped.to(like.dtype)
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    r"""$\cos(a,b)$ over the last axis; NaN where either is zero. One exactly where they are equal."""
+    return (a * b).sum(-1) / ((a * a).sum(-1) * (b * b).sum(-1)).sqrt()
+
+
 def norm(tree: Params, run_axes: int = 0) -> Tensor:
     r"""$\lVert v\rVert_2$ over all tensors of a params dict, in float64; the first ``run_axes`` axes are kept."""
     return dot(tree, tree, run_axes).sqrt()
@@ -127,5 +159,10 @@ def norm(tree: Params, run_axes: int = 0) -> Tensor:
 
 def dot(a: Params, b: Params, run_axes: int = 0) -> Tensor:
     r"""$\langle a,b\rangle$ over all tensors of two params dicts, in float64; the first ``run_axes`` axes are kept."""
-    products = [(a[name].double() * b[name].double()) for name in a]
-    return torch.stack([p.reshape((*p.shape[:run_axes], -1)).sum(-1) for p in products]).sum(0)
+    one = flat(a, run_axes)
+    return (one * (one if a is b else flat({name: b[name] for name in a}, run_axes))).sum(-1)
+
+
+def flat(tree: Params, run_axes: int = 0) -> Tensor:
+    """All tensors of a params dict as one vector, (P,) or (R, P), in float64."""
+    return torch.cat([p.reshape((*p.shape[:run_axes], -1)) for p in tree.values()], -1).double()

@@ -55,6 +55,7 @@ class PerturbationShares:
     first_order: Tensor  # (M+1,) <grad L_i, eps>
     rise: Tensor  # (M+1,) L_i(w + eps) - L_i(w)
     cosine: Tensor  # (M+1,) cos(grad L_i, eps); 0 where either is zero
+    step: Tensor  # (n,) eps, flat
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,14 @@ def adaptive_sharpness(losses: DomainLosses, params: Params, *, rho: float, norm
 
 
 def worst_case_sharpness(
-    losses: DomainLosses, params: Params, *, rho: float, steps: int, restarts: int, rng: int
+    losses: DomainLosses,
+    params: Params,
+    *,
+    rho: float,
+    steps: int,
+    restarts: int,
+    rng: int,
+    sharpest: Sequence[Eigenpairs] | None = None,
 ) -> WorstCase:
     r"""Bounds on $\max_{\lVert\epsilon\rVert\le\rho}L_i(w+\epsilon)-L_i(w)$ (Keskar et al. 2017; Foret et al. 2021).
 
@@ -116,6 +124,7 @@ def worst_case_sharpness(
     ``upper`` is $\rho\lVert g_i\rVert+\frac{\rho^2}2\max(\lambda_{\max}(\nabla^2L_i(w)),0)$, with the eigenvalue's
     residual added to it. It is an estimate, not a bound: terms of third order and above are left out, and for a large
     ``rho`` it can lie below ``lower``. For a quadratic loss they are zero and it is an upper bound, once converged.
+    ``sharpest``: the top eigenpairs of the M domains and of the pooled loss, where they are known already.
 
     Raises:
         UsageError: ``rho`` is not positive and finite, ``steps`` < 1 or ``restarts`` < 0.
@@ -131,7 +140,7 @@ def worst_case_sharpness(
         max(0.0, *(_ascend(one, params, start, rho, steps) for start in (_ascent(g, rho), *random)))
         for one, g in zip(_each(losses), gradients, strict=True)
     ]
-    sharpest = _sharpest(losses, params)
+    sharpest = sharpest or _sharpest(losses, params)
     curvature = torch.stack([(pairs.values + pairs.residuals)[0] for pairs in sharpest]).cpu()
     upper = rho * gradients.norm(dim=1).cpu() + 0.5 * rho**2 * curvature.clamp(min=0.0)
     return WorstCase(torch.tensor(best, dtype=torch.float64), upper, tuple(pairs.converged for pairs in sharpest))
@@ -220,6 +229,7 @@ def perturbation_shares(losses: DomainLosses, params: Params, *, rho: float, lam
         first_order=(gradients @ step).cpu(),
         rise=_values(losses, params, step) - _values(losses, params),
         cosine=(_unit(gradients) @ _unit(step)).cpu(),
+        step=step,
     )
 
 
@@ -240,12 +250,15 @@ def flat_minimum_warnings(
     return tuple(warning for warning in found if warning is not None)
 
 
-def fake_flat_minimum(losses: DomainLosses, params: Params, *, factor: float = 5.0) -> MinimumWarning | None:
+def fake_flat_minimum(
+    losses: DomainLosses, params: Params, *, factor: float = 5.0, sharpest: Sequence[Eigenpairs] | None = None
+) -> MinimumWarning | None:
     r"""The pooled loss is flat while a domain's is sharp (Song et al. 2025, arXiv 2503.23430); None where not.
 
     Present where $\max_i\lambda_{\max}(\nabla^2L_i)>f\max(\lambda_{\max}(\nabla^2L),0)$ with $f$ = ``factor``, and the
     domains disagree: two domain gradients have a negative cosine. A gradient of zero disagrees with none. Each
-    eigenvalue is moved by its residual against the warning, so that round-off raises none.
+    eigenvalue is moved by its residual against the warning, so that round-off raises none. ``sharpest`` is
+    :func:`worst_case_sharpness`'s.
 
     Raises:
         UsageError: ``factor`` is not positive and finite.
@@ -254,8 +267,8 @@ def fake_flat_minimum(losses: DomainLosses, params: Params, *, factor: float = 5
     _require_positive("factor", factor)
     directions = _unit(_gradients(losses, params)[:-1])
     cosine = float((directions @ directions.T).min())
-    *sharpest, pooled = _sharpest(losses, params)
-    low = [float(pairs.values[0] - pairs.residuals[0]) for pairs in sharpest]
+    *alone, pooled = sharpest or _sharpest(losses, params)
+    low = [float(pairs.values[0] - pairs.residuals[0]) for pairs in alone]
     sharp, name = max(zip(low, losses.names, strict=True))
     flat = float(pooled.values[0] + pooled.residuals[0])
     threshold = factor * max(flat, 0.0)

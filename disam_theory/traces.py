@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ STEP_FIELDS = {
     "grad_norm": "norm of grad L(w_t), of the settings' objective where they name one",
     "grad_norm_di": "norm of grad L_DI(w_t)",
     "grad_norm_ascent": "norm of grad L(w_t^asc), likewise; in ERM, SAM and DISAM the gradient that updates w",
+    "cos_sam": "cosine between grad L(w_t), SAM's direction, and grad L_DI(w_t); null where either is zero",
     "cos_phi": "cosine between eps_{t-1} and eps_t; null at the first step and where either is zero",
     "phi": "the angle phi between them, in radians",
     "cross_term": "<grad L(w_{t-1}^asc), eps_t - eps_{t-1}>, the term that the proof of Theorem 1 drops",
 }
+LATER_FIELDS = ("cos_sam",)  # older traces have them not; they read as NaN
 EVALUATION_FIELDS = {
     "losses": "L_i(w_t) on all training data of source domain i, (M,)",
     "validation_accuracy": "share correct on the sources' validation parts together, or null",
@@ -58,6 +61,24 @@ class TraceWriter:
             self._file: TextIO = path.open("w", encoding="utf-8")
         self._write({"schema": SCHEMA, **header})
         self.flush()
+
+    @classmethod
+    def resumed(cls, path: Path, rows: int) -> TraceWriter:
+        """Go on with the interrupted trace at ``path`` after its first ``rows`` steps; what follows is removed first.
+
+        Raises:
+            UsageError: the file is missing, is not a trace, or holds fewer steps.
+        """
+        held = len(read_trace(path).steps["step"])
+        if held < rows:
+            raise UsageError(f"{path}: holds {held} steps, not the {rows} that were recorded; remove the run")
+        lines = path.read_bytes().splitlines(keepends=True)
+        writer = cls.__new__(cls)
+        writer._path = path
+        with writer._refusing():
+            os.truncate(path, sum(map(len, lines[: 1 + rows])))
+            writer._file = path.open("a", encoding="utf-8")
+        return writer
 
     def append(self, step: Mapping[str, Any]) -> None:
         """One step, with the fields of :data:`STEP_FIELDS` and perhaps ``evaluation``."""
@@ -114,6 +135,17 @@ class Trace:
         """The M source domains, in the order of every (., M) column."""
         return list(self.header["domains"])
 
+    def check_every_step(self) -> None:
+        """Refuse a trace that leaves out steps, for what compares one step with the next.
+
+        Raises:
+            UsageError: the trace holds every tenth step, say.
+        """
+        held = self.steps["step"]
+        if (np.diff(held) > 1).any():
+            first = ", ".join(f"{step:g}" for step in held[:3])
+            raise UsageError(f"the trace holds steps {first}, ... only; record every step (record_every=1) for this")
+
 
 def read_trace(path: Path) -> Trace:
     """Read a trace, also one whose writing was cut off.
@@ -143,7 +175,10 @@ def _parsed(lines: list[str]) -> Iterable[dict[str, Any]]:
 
 
 def _columns(rows: list[dict[str, Any]], fields: Iterable[str]) -> dict[str, np.ndarray]:
-    return {field: np.array([row[field] for row in rows], dtype=float) for field in fields}
+    def value(row: dict[str, Any], field: str) -> Any:
+        return row.get(field) if field in LATER_FIELDS else row[field]
+
+    return {field: np.array([value(row, field) for row in rows], dtype=float) for field in fields}
 
 
 def finished(path: Path, header: Mapping[str, Any]) -> bool:

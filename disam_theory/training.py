@@ -1,7 +1,8 @@
 """(model, splits, settings, seeds) -> many runs advanced together as one stacked program -> traces and weights.
 
 Every run carries its own radius, lambda, data, order of batches and initial weights; ``torch.func.vmap`` stacks the
-runs' models, so a run gives the same numbers alone and among others.
+runs' models, so a run gives the same numbers alone and among others. Runs of DGSAM, of CORAL and of Fishr, whose steps
+are of another shape, make up programs of their own beside the others'.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from disam_theory.algorithms import Ascent, Settings, StepRecords, ascent_point, objectives, relatives
+from disam_theory.algorithms import (
+    Ascent,
+    LossesOf,
+    Settings,
+    StepRecords,
+    ascent_point,
+    gradual_point,
+    matching_of,
+    objectives,
+    relatives,
+)
 from disam_theory.domains import Split
 from disam_theory.errors import UsageError
 from disam_theory.losses import Params, cross_entropy
+from disam_theory.matching import MATCHED, Statistics
 from disam_theory.perturbations import norm
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
 
@@ -61,74 +73,58 @@ def train(
     diverged, its trace ends there, and the others go on.
     """
     _check_alike(runs)
-    program = _Program(model, runs, torch.device(device), dtype)
     results = [Result(params={}) for _ in runs]
-    records = StepRecords()
-    for step in range(runs[0].settings.steps):
-        evaluation = program.evaluate() if writers and step % evaluate_every == 0 else None
-        if step in snapshot_steps:
-            _snapshot(results, program, step)
-        lrs = [run.settings.lr_at(step) for run in runs]
-        present, ascent = program.step(step, lrs)
-        rows = records.rows(step, lrs, ascent, present)
-        for r, why in _divergences(rows, ascent, present, runs):
-            if results[r].diverged is None:
-                results[r].diverged = why
-                if writers:
-                    writers[r].close("diverged", why=why)
-        if writers:
-            _append(rows, evaluation, results, writers)
+    programs = [
+        _Program(
+            model,
+            [runs[r] for r in kind],
+            [results[r] for r in kind],
+            [writers[r] for r in kind] if writers else None,
+            torch.device(device),
+            dtype,
+        )
+        for kind in _kinds(runs)
+    ]
+    steps = runs[0].settings.steps
+    for step in range(steps):
+        for program in programs:
+            if step in snapshot_steps:
+                program.snapshot(step)
+            program.advance(step, evaluate=step % evaluate_every == 0)
         if writers and step % FLUSH_EVERY == 0:
             for writer in writers:
                 writer.flush()
         progress(step)
-    _finish(results, program, writers, runs, snapshot_steps)
+    for program in programs:
+        if steps in snapshot_steps:
+            program.snapshot(steps)
+        program.finish()
     return results
+
+
+def _kinds(runs: Sequence[Run]) -> list[list[int]]:
+    """The numbers of the runs that make up a program together."""
+    kinds: dict[str, list[int]] = {}
+    for r, run in enumerate(runs):
+        settings = run.settings
+        matched = settings.objective if settings.objective in MATCHED else ""
+        kinds.setdefault("dgsam" if settings.algorithm == "dgsam" else matched, []).append(r)
+    return list(kinds.values())
 
 
 def _divergences(
     rows: list[dict[str, Any]], ascent: Ascent, present: Tensor, runs: Sequence[Run]
 ) -> Iterator[tuple[int, str]]:
     """The runs whose loss or gradient at the ascent point, or whose update, is not finite, each with where."""
-    finite = norm(ascent.update, 1).isfinite().tolist()
+    if ascent.update is ascent.gradient_ascent:
+        finite = [math.isfinite(row["grad_norm_ascent"]) for row in rows]
+    else:
+        finite = norm(ascent.update, 1).isfinite().tolist()
     for r, (row, here) in enumerate(zip(rows, present.tolist(), strict=True)):
         losses = zip(runs[r].split.sources, row["losses_ascent"], here, strict=True)
         bad = [domain.name for domain, value, there in losses if there and not math.isfinite(value)]
         if bad or not (math.isfinite(row["grad_norm_ascent"]) and finite[r]):
             yield r, f"not finite at step {row['step']} in {f'domain {bad[0]!r}' if bad else 'the gradient'}"
-
-
-def _append(
-    rows: list[dict[str, Any]],
-    evaluation: list[dict[str, Any]] | None,
-    results: list[Result],
-    writers: Sequence[TraceWriter],
-) -> None:
-    for r, row in enumerate(rows):
-        if results[r].diverged is None:
-            writers[r].append(row if evaluation is None else {**row, "evaluation": evaluation[r]})
-
-
-def _finish(
-    results: list[Result],
-    program: _Program,
-    writers: Sequence[TraceWriter] | None,
-    runs: Sequence[Run],
-    snapshot_steps: Sequence[int],
-) -> None:
-    steps = runs[0].settings.steps
-    final = program.evaluate() if writers else None
-    if steps in snapshot_steps:
-        _snapshot(results, program, steps)
-    for r, result in enumerate(results):
-        result.params = program.params_of(r)
-        if writers and final is not None and result.diverged is None:
-            writers[r].close("finished", step=steps, evaluation=final[r])
-
-
-def _snapshot(results: list[Result], program: _Program, step: int) -> None:
-    for r, result in enumerate(results):
-        result.snapshots[step] = program.params_of(r)
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -149,60 +145,110 @@ def _size(split: Split) -> int:
 
 
 class _Program:
-    """The stacked state of R runs: weights, momentum, objectives, data and the order of their batches."""
+    """The stacked state of R runs: weights, momentum, objectives, data and the order of their batches and domains."""
 
     def __init__(
-        self, model: Callable[[], nn.Module], runs: Sequence[Run], device: torch.device, dtype: torch.dtype
+        self,
+        model: Callable[[], nn.Module],
+        runs: Sequence[Run],
+        results: Sequence[Result],
+        writers: Sequence[TraceWriter] | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.runs, self.settings = runs, runs[0].settings
+        self.results, self.writers, self.records = results, writers, StepRecords()
         self.device, self.dtype = device, dtype
         self.template, self.params = _initial(model, runs, device, dtype)
         self.convolves = any(p.ndim > 2 for p in self.template.parameters())
         self.velocity = {name: torch.zeros_like(p) for name, p in self.params.items()}
         self.M = len(runs[0].split.sources)
         self.rho = torch.tensor([r.settings.radius for r in runs], dtype=torch.float64, device=device)
-        self.lam = torch.tensor([r.settings.strength for r in runs], dtype=dtype, device=device)
+        lam = [r.settings.strength for r in runs]
+        self.lam = torch.tensor(lam, dtype=dtype, device=device) if any(lam) else None
         self.relatives = relatives([r.settings for r in runs], device=device)
         self.objective = objectives([r.settings for r in runs], self.M, dtype=dtype, device=device)
+        self.matching = matching_of([r.settings for r in runs], self.velocity[next(iter(self.velocity))])
+        self.head = _head(self.template) if self.matching else None
         self.momentum = torch.tensor([r.settings.momentum for r in runs], dtype=dtype, device=device)
         self.decay = torch.tensor([r.settings.weight_decay for r in runs], dtype=dtype, device=device)
         self._load(runs)
 
     def _load(self, runs: Sequence[Run]) -> None:
-        """Keep each distinct split's pooled data once, padded to one length, and each run's order of batches."""
+        """Keep each distinct split's pooled data once, and each run's order of batches as rows of them."""
         splits = list({id(run.split): run.split for run in runs}.values())
         place = {id(split): k for k, split in enumerate(splits)}
         self.members = [[r for r, run in enumerate(runs) if run.split is split] for split in splits]
         self.splits = splits
-        self.split_of = torch.tensor([place[id(run.split)] for run in runs], device=self.device)
-        longest = max(_size(split) for split in splits)
-        inputs, labels, domains = zip(*(_pool(split, longest) for split in splits), strict=True)
-        self.inputs = torch.stack(inputs).to(self.device, self.dtype)
-        self.labels = torch.stack(labels).to(self.device)
-        self.domains = torch.stack(domains).to(self.device)
+        inputs, labels, domains = zip(*(_pool(split) for split in splits), strict=True)
+        self.inputs = torch.cat(inputs).to(self.device, self.dtype)
+        self.labels, self.domains = torch.cat(labels).to(self.device), torch.cat(domains).to(self.device)
+        starts = torch.tensor([0, *(_size(split) for split in splits)]).cumsum(0)
         sizes = [[len(d) for d in run.split.sources] for run in runs]
         self.shares = torch.tensor(sizes, dtype=self.dtype, device=self.device)
         self.shares = self.shares / self.shares.sum(1, keepdim=True)
-        self.order = torch.stack([_batches(run) for run in runs]).to(self.device)  # (R, steps or 1, B)
+        order = torch.stack([starts[place[id(run.split)]] + _batches(run) for run in runs])
+        self.order = order.to(self.device)  # (R, steps or 1, B), rows of the data above
+        if self.settings.algorithm == "dgsam":
+            self.domain_order = torch.stack([_domain_orders(run, self.M) for run in runs]).to(self.device)
 
-    def step(self, step: int, lrs: Sequence[float]) -> tuple[Tensor, Ascent]:
-        """Advance every run by one step; returns which domains were present (R, M), and the step."""
+    def advance(self, step: int, *, evaluate: bool) -> None:
+        """One step of every run, written to the traces of those that have not diverged."""
+        evaluation = self.evaluate() if evaluate and self.writers else None
+        lrs = [run.settings.lr_at(step) for run in self.runs]
+        present, ascent = self._step(step, lrs)
+        rows = self.records.rows(step, lrs, ascent, present)
+        for r, why in _divergences(rows, ascent, present, self.runs):
+            if self.results[r].diverged is None:
+                self.results[r].diverged = why
+                if self.writers:
+                    self.writers[r].close("diverged", why=why)
+        for r, writer in enumerate(self.writers or ()):
+            if self.results[r].diverged is None:
+                writer.append(rows[r] if evaluation is None else {**rows[r], "evaluation": evaluation[r]})
+
+    def snapshot(self, step: int) -> None:
+        """Keep every run's weights as those at ``step``."""
+        for r, result in enumerate(self.results):
+            result.snapshots[step] = self.params_of(r)
+
+    def finish(self) -> None:
+        """Keep the weights reached; close the traces with the last evaluation."""
+        final = self.evaluate() if self.writers else []
+        for r, result in enumerate(self.results):
+            result.params = self.params_of(r)
+            if self.writers and result.diverged is None:
+                self.writers[r].close("finished", step=self.settings.steps, evaluation=final[r])
+
+    def _step(self, step: int, lrs: Sequence[float]) -> tuple[Tensor, Ascent]:
+        """Advance every run's weights; returns which domains were present (R, M), and the step."""
         index = self.order[:, step % self.order.shape[1]]
-        rows = self.split_of.unsqueeze(1)
-        inputs, labels, domains = (
-            self.inputs[rows, index],
-            self.labels[rows, index],
-            self.domains[rows, index],
-        )
+        batch = [
+            values[index.flatten()].view(*index.shape, *values.shape[1:])
+            for values in (self.inputs, self.labels, self.domains)
+        ]
+        inputs, labels, domains = batch
         member = nn.functional.one_hot(domains, self.M).to(self.dtype)  # (R, B, M)
         counts = member.sum(1)
         present = (counts > 0).to(self.dtype)
-        alpha = counts / counts.sum(1, keepdim=True) if self.settings.sampling == "pooled" else self.shares
         average = member / counts.clamp(min=1).unsqueeze(1)
-        ascent = ascent_point(
-            lambda params: self._losses(params, inputs, labels, average),
+
+        def losses_of(params: Params) -> Tensor | tuple[Tensor, Statistics]:
+            return self._losses(params, inputs, labels, domains, average)
+
+        ascent = self._ascent(losses_of, step, counts, present)
+        self.objective, self.matching = ascent.objective, ascent.matching
+        self._update(ascent.update, torch.tensor(lrs, dtype=self.dtype, device=self.device))
+        return present, ascent
+
+    def _ascent(self, losses_of: LossesOf, step: int, counts: Tensor, present: Tensor) -> Ascent:
+        if self.settings.algorithm == "dgsam":
+            order = self.domain_order[:, step]
+            return gradual_point(losses_of, self.params, order=order, present=present, rho=self.rho, lam=self.lam)
+        return ascent_point(
+            losses_of,
             self.params,
-            alpha=alpha,
+            alpha=counts / counts.sum(1, keepdim=True) if self.settings.sampling == "pooled" else self.shares,
             present=present,
             rho=self.rho,
             lam=self.lam,
@@ -210,24 +256,47 @@ class _Program:
             ascent_gradient=self.settings.ascent_gradient,
             relatives=self.relatives,
             objective=self.objective,
+            matching=self.matching,
         )
-        self.objective = ascent.objective
-        self._update(ascent.update, torch.tensor(lrs, dtype=self.dtype, device=self.device))
-        return present, ascent
 
-    def _forward(self, params: Params, inputs: Tensor) -> Tensor:
-        """Outputs (R, B, ...). A convolution of one group takes another kernel, which rounds otherwise, than one of
-        several: a run alone goes through with a copy of itself, so that it gives the numbers that it gives in a stack.
+    def _forward(self, params: Params, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs (R, B, C) and, where the objective needs them, features (R, B, d)."""
+        if self._alone(inputs):
+            return tuple(values[:1] for values in self._forward(_twice(params), torch.cat([inputs, inputs])))
+        return vmap(self._call)(params, inputs)
+
+    def _alone(self, inputs: Tensor) -> bool:
+        """Whether to go through with a copy: a convolution of one group takes another kernel, which rounds otherwise,
+        than one of several, and a run alone has to give the numbers that it gives in a stack.
         """
-        if len(inputs) == 1 and self.convolves:
-            return self._forward({name: torch.cat([p, p]) for name, p in params.items()}, torch.cat([inputs, inputs]))[
-                :1
-            ]
-        return vmap(lambda p, x: functional_call(self.template, p, (x,)))(params, inputs)
+        return len(inputs) == 1 and self.convolves
 
-    def _losses(self, params: Params, inputs: Tensor, labels: Tensor, average: Tensor) -> Tensor:
-        each = cross_entropy(self._forward(params, inputs).flatten(0, 1), labels.flatten()).view(labels.shape)
-        return (each.unsqueeze(-1) * average).sum(1)
+    def _call(self, params: Params, inputs: Tensor) -> tuple[Tensor, ...]:
+        """One run's model."""
+        if self.head is None:
+            return (functional_call(self.template, params, (inputs,)),)
+        seen: list[tuple[Tensor, Tensor]] = []
+        with self.head.register_forward_hook(lambda _, given, output: seen.append((given[0], output))):
+            outputs = functional_call(self.template, params, (inputs,))
+        if not seen or seen[-1][1] is not outputs or seen[-1][0].ndim != 2:
+            raise UsageError(f"objective {self.settings.objective!r} needs a model that ends in its last nn.Linear")
+        return outputs, seen[-1][0]
+
+    def _losses(
+        self, params: Params, inputs: Tensor, labels: Tensor, domains: Tensor, average: Tensor
+    ) -> Tensor | tuple[Tensor, Statistics]:
+        if self._alone(inputs):
+            batch = (torch.cat([values, values]) for values in (inputs, labels, domains, average))
+            double = self._losses(_twice(params), *batch)
+            if isinstance(double, Tensor):
+                return double[:1]
+            return double[0][:1], Statistics(double[1].values[:1], double[1].present[:1])
+        outputs, *features = self._forward(params, inputs)
+        losses = (_each(outputs, labels).unsqueeze(-1) * average).sum(1)
+        if self.matching is None or self.head is None:
+            return losses
+        bias = self.head.bias is not None
+        return losses, self.matching.statistics(features[0], outputs, labels, domains, self.M, bias=bias)
 
     def _update(self, gradient: Params, lr: Tensor) -> None:
         """Momentum SGD: v <- m v + g + wd w, w <- w - eta v (as torch.optim.SGD)."""
@@ -266,9 +335,24 @@ class _Program:
         r = len(next(iter(params.values())))
         x = inputs.to(self.device, self.dtype).expand(r, *inputs.shape)
         y = labels.to(self.device).expand(r, -1)
-        outputs = self._forward(params, x)
-        each = cross_entropy(outputs.flatten(0, 1), y.flatten()).view(y.shape)
-        return each.mean(1), (outputs.argmax(-1) == y).double().mean(1)
+        outputs, *_ = self._forward(params, x)
+        return _each(outputs, y).mean(1), (outputs.argmax(-1) == y).double().mean(1)
+
+
+def _twice(params: Params) -> Params:
+    return {name: torch.cat([p, p]) for name, p in params.items()}
+
+
+def _each(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each sample (R, B), of outputs (R, B, C); classes before samples make softmax five times faster."""
+    return cross_entropy(outputs.transpose(1, 2), labels)
+
+
+def _head(model: nn.Module) -> nn.Linear:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError("objectives 'coral' and 'fishr' need a model that ends in nn.Linear; this one has none")
+    return linear[-1]
 
 
 def _initial(
@@ -295,12 +379,15 @@ def _pooled_data(domains: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return torch.cat([d.inputs for d in domains]), torch.cat([d.labels for d in domains])
 
 
-def _pool(split: Split, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The sources' samples one after the other with their domain's number, repeated up to ``length`` rows."""
-    inputs, labels = _pooled_data(split.sources)
-    domains = torch.cat([torch.full((len(d),), i) for i, d in enumerate(split.sources)])
-    rows = torch.arange(length) % len(labels)  # rows beyond the data are padding that no batch refers to
-    return inputs[rows], labels[rows], domains[rows]
+def _pool(split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """The sources' samples one after the other with their domain's number."""
+    return *_pooled_data(split.sources), torch.cat([torch.full((len(d),), i) for i, d in enumerate(split.sources)])
+
+
+def _domain_orders(run: Run, M: int) -> Tensor:
+    """DGSAM's order of the domains at every step, (steps, M)."""
+    generator = torch.Generator().manual_seed(run.seed + 2**33)
+    return torch.stack([torch.randperm(M, generator=generator) for _ in range(run.settings.steps)])
 
 
 def _batches(run: Run) -> Tensor:

@@ -20,6 +20,7 @@ from disam_theory.statistics import paired_interval
 from disam_theory.study import Study
 
 WIDTH = 5.5  # inches, the text width of the paper
+SUITES = ("digits-rotated", "digits-corrupted", "digits-sources")  # with every arm; the study's others are of one map
 Row = dict[str, Any]
 
 ALGORITHM = {

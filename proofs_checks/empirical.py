@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,9 @@ from disam_theory.spectrum import top_eigenpairs
 from disam_theory.statistics import over_cases, paired_interval
 from disam_theory.study import Record, Study
 from disam_theory.traces import Trace
+from proofs_checks.contrasts import RHOS, SCOPE, arms, difference, disam_against_sam, over_suites, training_loss
 
-RHOS = (0.05, 0.5)  # the default of Sec. 4.1, and what App. C.1 gives for PACS, VLCS, OfficeHome and DomainNet
-LAM = 0.1
 MARGIN = 0.5  # per cent; a smaller change of the training loss makes no practical difference
-SCOPE = "an MLP 64-32-10 on the embedded suites, minibatch momentum SGD; paired over seeds that redraw the data"
-
-Pairing = tuple[dict[str, Any], dict[str, Any]]  # settings of the two arms that are compared
-
-
-def training_loss(trace: Trace) -> float:
-    r"""Mean over the evaluated steps after the first of $L(w_t)=\sum_i\alpha_iL_i(w_t)$ on all training data."""
-    sizes = np.array(trace.header["sizes"], dtype=float)
-    return float((trace.evaluations["losses"][1:] @ (sizes / sizes.sum())).mean())
 
 
 def turning_rate(trace: Trace) -> float:
@@ -41,38 +30,25 @@ def turning_rate(trace: Trace) -> float:
     return float(np.nanmax(trace.steps["phi"][1:] / trace.steps["lr"][:-1]))
 
 
-def relative_difference(
-    study: Study, suite: str, first: dict[str, Any], second: dict[str, Any], statistic: Callable[[Trace], float]
-) -> np.ndarray:
-    r"""$100(a-b)/b$ for each seed and held-out domain (S, H): how far ``first`` lies from ``second``, in per cent."""
-    a = study.measure(study.records(suite, **first), statistic)
-    b = study.measure(study.records(suite, **second), statistic)
-    return 100.0 * (a - b) / b
-
-
-def arms(rho: float, sampling: str = "pooled") -> dict[str, dict[str, Any]]:
-    """The settings that pick ERM's, SAM's and DISAM's runs of the study at one radius."""
-    return {
-        "erm": {"algorithm": "erm", "sampling": sampling},
-        "sam": {"algorithm": "sam", "rho": rho, "sampling": sampling},
-        "disam": {"algorithm": "disam", "rho": rho, "lam": LAM, "sampling": sampling},
-    }
-
-
 def check_fig3ab(study: Study, *, first: str = "disam", second: str = "sam") -> Evidence:
     r"""Is the training loss, averaged over training, lower with DISAM than with SAM?"""
-    cases = {
-        f"{suite}, rho={rho:g}": relative_difference(study, suite, arms(rho)[first], arms(rho)[second], training_loss)
-        for suite in study.suites
-        for rho in RHOS
-    }
-    what = f"{first.upper()} minus {second.upper()}, training loss averaged over training"
-    return over_cases(cases, margin=MARGIN, unit="%", what=what)
+    what = "training loss averaged over training"
+    return disam_against_sam(
+        study, training_loss, what=what, unit="%", margin=MARGIN, relative=True, first=first, second=second
+    )
 
 
 def check_fig8(study: Study, *, order: tuple[str, str, str] = ("erm", "disam", "sam")) -> Evidence:
     """Does the training loss, averaged over training, rise in the claimed order? Both steps must hold."""
-    parts = [check_fig3ab(study, first=a, second=b) for a, b in itertools.pairwise(order)]
+    parts = [
+        over_cases(
+            over_suites(study, a, b, training_loss, relative=True),
+            margin=MARGIN,
+            unit="%",
+            what=f"{a.upper()} minus {b.upper()}, training loss averaged over training",
+        )
+        for a, b in itertools.pairwise(order)
+    ]
     verdicts = {part.verdict for part in parts}
     # the order holds as far as its weaker step does
     weakest_first = (Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONDITIONAL, Verdict.SUPPORTED)
@@ -89,7 +65,7 @@ def check_thm1_gamma(study: Study, *, first: str = "disam", second: str = "sam")
     rho = RHOS[0]
     suites = [block.suite for block in study.blocks if block.arms[0].sampling == "full"]
     pair = arms(rho, "full")
-    cases = {s: relative_difference(study, s, pair[first], pair[second], turning_rate) for s in suites}
+    cases = {s: difference(study, s, pair[first], pair[second], turning_rate, relative=True) for s in suites}
     evidence = over_cases(cases, margin=1.0, unit="%", what=f"{first.upper()} minus {second.upper()}, Gamma")
     runs = [(suite, name, study.records(suite, **pair[name])) for suite in suites for name in (second, first)]
     details = {

@@ -1,11 +1,29 @@
 """What every test shares: one thread, so that no result depends on how sums are cut among cores."""
 
+import importlib
+
 import pytest
 import torch
 
 from disam_theory.domains import Domain, Split
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, also a build that does not fit torch: its models and transforms need no compiled operator."""
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        pytest.skip("torchvision is not installed")
+    except RuntimeError:  # the schemas of its operators, which importing it asks for
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        yield importlib.import_module("torchvision")
+    else:
+        yield importlib.import_module("torchvision")
 
 
 @pytest.fixture

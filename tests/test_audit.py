@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from disam_theory.__main__ import main
-from disam_theory.audit import audit
+from disam_theory.audit import Audit, Settings, audit
+from disam_theory.audit_measures import wilson
 from disam_theory.domains import load_suite
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
@@ -79,7 +80,7 @@ def test_full_spectrum_of_a_small_model_equals_the_dense_one():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 10)).double()
     domains = [d.to(dtype=torch.float64) for d in load_suite("digits-corrupted").domains]
-    rows = {row.name: row for row in audit(model, domains, k=5, tol=1e-8, dtype=torch.float64)}
+    rows = {row.name: row for row in audit(model, domains, Settings(k=5, tol=1e-8), dtype=torch.float64).rows}
     for domain in domains:
         loss = cross_entropy(model(domain.inputs), domain.labels).mean()
         dense = torch.linalg.eigvalsh(_head_block(loss, [*model.parameters()])).flip(0)[:5]
@@ -94,7 +95,8 @@ def test_formats_and_files_carry_the_same_numbers(checkpoint, tmp_path, capsys):
     assert "checkpoint_sha256" in json.loads(comment.removeprefix("# "))
     document = json.loads((tmp_path / "o/audit.json").read_text())
     assert document["schema"] == "disam-audit/1"
-    assert len(document["provenance"]["checkpoint_sha256"]) == 64
+    (digest,) = document["provenance"]["checkpoint_sha256"]
+    assert len(digest) == 64
     for line, row in zip(csv.DictReader(out.splitlines()), document["rows"], strict=True):
         assert line["name"] == row["name"]
         assert float(line["lambda_1"]) == row["eigenvalues"][0]
@@ -146,6 +148,12 @@ MISTAKES = [
     (["c.pt", *MODEL, "--lam", "-1"], {}, "lambda is -1"),
     (["c.pt", *MODEL, "--lam", "nan"], {}, "lambda is nan"),
     (["c.pt", *MODEL, "-k", "0"], {}, "at least 1"),
+    (["c.pt", *MODEL, "--rho", "0"], {}, "rho is 0.0; it must be finite and above 0"),
+    (["c.pt", *MODEL, "--max-samples", "1"], {}, "max_samples is 1; a domain needs at least 2"),
+    (["c.pt", *MODEL, "--unseen", "rot57"], {}, "did you mean 'rot75'"),
+    (["c.pt", *MODEL, *(f"--unseen=rot{a}" for a in (0, 25, 50, 75))], {}, "leave at least one source"),
+    (["c.pt", "c.pt", *MODEL], {}, "c.pt is given twice"),
+    (["c.pt", "missing.pt", *MODEL], {}, "missing.pt: no such file"),
     (["junk.pt", *MODEL], None, "junk.pt: refused: not a checkpoint"),
     (["cut.pt", *MODEL], None, "cut.pt: refused: not a checkpoint"),
     ([".", *MODEL], None, "cannot be read"),
@@ -224,3 +232,218 @@ def test_full_disk_is_one_line(checkpoint, capsys):
 def test_help_needs_no_torch():
     code = "import sys, disam_theory.__main__ as m; m._parser().format_help(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- what is measured, on a model small enough for dense matrices ---
+
+
+def mean_loss(model, domain, params=None):
+    outputs = model(domain.inputs) if params is None else torch.func.functional_call(model, params, (domain.inputs,))
+    return cross_entropy(outputs, domain.labels).mean()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model trained a little on three domains of four, and its full audit in float64."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 10)).double()
+    domains = [d.to(dtype=torch.float64) for d in load_suite("digits-rotated").domains]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(mean_loss(model, domain) for domain in domains[:3]).backward()
+        optimizer.step()
+    found = audit(model, domains, Settings(k=2, tol=1e-6), unseen=["rot75"], dtype=torch.float64)
+    return model, domains, found
+
+
+def gradient_of(loss, model):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())])
+
+
+def test_the_unseen_domain_is_measured_and_has_no_part_in_the_others(small):
+    model, domains, found = small
+    roles = {row.name: (row.role, row.n) for row in found.rows}
+    assert list(roles) == ["rot0", "rot25", "rot50", "rot75", "pooled", "beta-weighted", "L_DI"]
+    assert roles["rot75"] == ("unseen", len(domains[3]))
+    assert roles["pooled"] == ("over the sources", sum(map(len, domains[:3])))
+    unseen, dense = found.row("rot75"), _head_block(mean_loss(model, domains[3]), [*model.parameters()])
+    assert unseen.eigenvalues == pytest.approx(torch.linalg.eigvalsh(dense).flip(0)[:2].tolist(), rel=1e-6)
+    assert unseen.grad_norm == pytest.approx(float(gradient_of(mean_loss(model, domains[3]), model).norm()), rel=1e-9)
+    assert unseen.loss == pytest.approx(float(mean_loss(model, domains[3])), rel=1e-12)
+    assert unseen.beta is None
+    without = audit(model, domains[:3], Settings(k=2, tol=1e-6), dtype=torch.float64)
+    for name in ("pooled", "beta-weighted", "L_DI"):
+        assert without.row(name).loss == pytest.approx(found.row(name).loss, rel=1e-12)
+        assert without.row(name).eigenvalues == pytest.approx(found.row(name).eigenvalues, rel=1e-6)
+
+
+def test_traces_lie_within_their_errors_and_those_of_the_weightings_agree(small):
+    model, domains, found = small
+    dense = {d.name: _head_block(mean_loss(model, d), [*model.parameters()]) for d in domains}
+    exact = {name: float(matrix.trace()) for name, matrix in dense.items()}
+    for name, matrix in dense.items():  # Hutchinson's variance: twice the squares off the diagonal
+        spread = float((2 * (matrix.square().sum() - matrix.diagonal().square().sum()) / 10).sqrt())
+        assert 0.4 < found.row(name).trace_error / spread < 2
+    alpha = {name: found.row(name).share for name in list(exact)[:3]}
+    beta = {name: found.row(name).beta for name in alpha}
+    exact["pooled"] = sum(alpha[name] * exact[name] for name in alpha)
+    exact["beta-weighted"] = sum(beta[name] * exact[name] for name in beta)
+    gradients = torch.stack([gradient_of(mean_loss(model, d), model) for d in domains[:3]])
+    spread = float((gradients - gradients.mean(0)).square().sum() / 3)
+    exact["L_DI"] = exact["beta-weighted"] - 2 * 0.1 * spread
+    for name, value in exact.items():
+        row = found.row(name)
+        assert abs(row.trace - value) < 5 * row.trace_error
+    correction = found.row("beta-weighted").trace - found.row("L_DI").trace
+    assert correction == pytest.approx(2 * 0.1 * spread, rel=1e-9)
+
+
+def test_sharpness_of_an_unseen_domain_is_that_of_its_own_gradient(small):
+    model, domains, found = small
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    own = torch.autograd.grad(mean_loss(model, domains[3]), model.parameters())
+    length = torch.cat([g.flatten() for g in own]).norm()
+    moved = {name: p + 0.05 * g / length for (name, p), g in zip(params.items(), own, strict=True)}
+    with torch.no_grad():
+        rise = float(mean_loss(model, domains[3], moved) - mean_loss(model, domains[3]))
+    row = found.row("rot75")
+    assert row.sam == pytest.approx(rise, rel=1e-6)
+    assert row.worst_lower >= row.sam
+    assert row.worst_upper == pytest.approx(0.05 * row.grad_norm + 0.00125 * row.eigenvalues[0], rel=1e-4)
+
+
+def test_shares_add_up_and_the_unseen_domain_feels_the_sources_step(small):
+    model, domains, found = small
+    shares = {(row["domain"], row["method"]): row for row in found.shares}
+    for method in ("SAM", "DISAM"):
+        assert sum(shares[d.name, method]["share"] for d in domains[:3]) == pytest.approx(1.0, rel=1e-9)
+    weights = {"SAM": [found.row(d.name).share for d in domains[:3]]}
+    weights["DISAM"] = [found.row(d.name).beta for d in domains[:3]]
+    gradients = [gradient_of(mean_loss(model, d), model) for d in domains]
+    for method, values in weights.items():
+        step = sum(w * g for w, g in zip(values, gradients[:3], strict=True))
+        step = 0.05 * step / step.norm()
+        felt = shares["rot75", method]
+        assert felt["first_order"] == pytest.approx(float(step @ gradients[3]), rel=1e-8)
+        assert (felt["weight"], felt["share"]) == (None, None)
+        flat = torch.cat([p.detach().flatten() for p in model.parameters()]) + step
+        moved = dict(model.named_parameters())
+        pieces = flat.split([p.numel() for p in moved.values()])
+        moved = {name: piece.reshape(p.shape) for (name, p), piece in zip(moved.items(), pieces, strict=True)}
+        with torch.no_grad():
+            rise = float(mean_loss(model, domains[3], moved) - mean_loss(model, domains[3]))
+        assert felt["rise"] == pytest.approx(rise, rel=1e-6)
+
+
+def test_overlaps_slices_and_gradient_variance_are_there_for_every_domain(small):
+    model, domains, found = small
+    assert len(found.overlaps) == 10
+    assert all(0 <= row["overlap"] <= 1 + 1e-9 for row in found.overlaps)
+    centre = next(row for row in found.slices if row["a"] == 0)
+    for domain in domains:
+        assert centre[domain.name] == pytest.approx(float(mean_loss(model, domain)), rel=1e-9)
+        assert found.row(domain.name).gradient_variance > 0
+    bend = [row["pooled"] for row in found.slices]
+    assert min(bend) > 0
+
+
+def test_a_negative_weight_is_warned_of(small):
+    model, domains, _ = small
+    calm = audit(model, domains[:3], Settings(k=1), dtype=torch.float64)
+    assert "negative weight" not in [row["name"] for row in calm.warnings]
+    loud = audit(model, domains, Settings(k=1, lam=3.0), dtype=torch.float64)
+    negative = [row.name for row in loud.rows if row.beta is not None and row.beta < 0]
+    assert negative
+    messages = [row["message"] for row in loud.warnings if row["name"] == "negative weight"]
+    assert len(messages) == len(negative)
+    assert all(repr(name) in message for name, message in zip(negative, messages, strict=True))
+
+
+def test_a_sample_keeps_the_shares_and_states_its_error(small):
+    model, domains, _ = small
+    part = audit(model, domains, Settings(k=1, max_samples=150), unseen=["rot75"], dtype=torch.float64)
+    total = sum(map(len, domains[:3]))
+    for domain in domains[:3]:
+        row = part.row(domain.name)
+        assert (row.n, row.share) == (150, pytest.approx(len(domain) / total))
+    expected = sum(row.share * row.loss for row in part.rows if row.role == "source")
+    assert part.row("pooled").loss == pytest.approx(expected)
+    assert part.row("pooled").accuracy == pytest.approx(
+        sum(row.share * row.accuracy for row in part.rows if row.role == "source")
+    )
+    errors = {row["name"]: row for row in part.sampling}
+    assert (errors["rot75"]["n"], errors["rot75"]["population"]) == (150, 200)
+    for domain in domains:
+        whole = float(mean_loss(model, domain))
+        assert abs(part.row(domain.name).loss - whole) < 5 * errors[domain.name]["loss_error"]
+    each = torch.nn.functional.cross_entropy(model(domains[3].inputs), domains[3].labels, reduction="none")
+    rough = float(each.std()) / 150**0.5 * (1 - 150 / 200) ** 0.5
+    assert errors["rot75"]["loss_error"] == pytest.approx(rough, rel=0.3)
+    every = audit(model, domains, Settings(k=1, max_samples=10**6), unseen=["rot75"], dtype=torch.float64)
+    assert every.sampling == ()
+    assert every.row("rot0").n == len(domains[0])
+
+
+def test_wilsons_interval_is_scipys():
+    from scipy.stats import binomtest
+
+    for right, n in ((0, 10), (7, 10), (355, 400), (400, 400)):
+        exact = binomtest(right, n).proportion_ci(0.95, method="wilson")
+        assert wilson(right / n, n) == pytest.approx((exact.low, exact.high), abs=1e-6)
+
+
+def test_an_audit_survives_the_way_through_json(small):
+    found = small[-1]
+    again = Audit.from_plain(json.loads(json.dumps(found.to_plain())), found.draws)
+    assert again == found
+
+
+def test_an_interruption_among_the_measures_and_between_checkpoints_loses_nothing(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    torch.manual_seed(5)
+    torch.save(digits_mlp().state_dict(), tmp_path / "second.pt")
+    command = [checkpoint, str(tmp_path / "second.pt"), *MODEL, "-k", "1", "--format", "json"]
+    _, whole, _ = run(*command, capsys=capsys)
+    from disam_theory import sharpness
+    from disam_theory.operators import Curvature
+
+    measured, worst = [], sharpness.worst_case_sharpness
+
+    def interrupted(*arguments, **options):
+        measured.append(len(measured))
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return worst(*arguments, **options)
+
+    monkeypatch.setattr(sharpness, "worst_case_sharpness", interrupted)
+    code, out, err = run(*command, "--out", str(tmp_path / "o"), capsys=capsys)
+    assert (code, out) == (130, "")
+    assert "goes on from what is done" in err
+    products, made = Curvature.products, []
+    monkeypatch.setattr(Curvature, "products", lambda *a: made.append(len(a[1])) or products(*a))
+    code, out, _ = run(*command, "--out", str(tmp_path / "o"), capsys=capsys)
+    assert code == 0
+    assert len(measured) == 3  # the first checkpoint's are kept, the second's are made again
+    again, first = json.loads(out), json.loads(whole)
+    assert [row for row in again["rows"] if row["checkpoint"] == "model.pt"] == [
+        row for row in first["rows"] if row["checkpoint"] == "model.pt"
+    ]
+    for row, other in zip(again["rows"], first["rows"], strict=True):
+        assert row["eigenvalues"] == pytest.approx(other["eigenvalues"], rel=1e-4)
+    assert len(again["differences"]) == len(first["differences"]) > 0
+
+
+def test_a_page_that_cannot_be_written_loses_nothing_that_was_measured(checkpoint, tmp_path, monkeypatch, capsys):
+    from disam_theory import sharpness
+
+    measured, worst = [], sharpness.worst_case_sharpness
+    monkeypatch.setattr(sharpness, "worst_case_sharpness", lambda *a, **o: measured.append(1) or worst(*a, **o))
+    (tmp_path / "o/audit.html").mkdir(parents=True)  # no file can take its place
+    code, out, err = run(checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o"), capsys=capsys)
+    assert (code, out) == (1, "")
+    assert "audit.html: cannot be written" in err
+    (tmp_path / "o/audit.html").rmdir()
+    assert run(checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o"), capsys=capsys)[0] == 0
+    assert len(measured) == 1

@@ -12,7 +12,7 @@ from disam_theory.losses import model_losses, parameters_of
 from disam_theory.operators import hessian
 
 NAMES = sorted(SUITES)
-RAW_COUNT = {"digits-rotated": 1797, "digits-corrupted": 1797, "digits-sources": 2400 + 1797}
+RAW_COUNT = {name: 2400 + 1797 if name == "digits-sources" else 1797 for name in NAMES}
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """The statistical claims on fabricated traces whose truth is known, so that each verdict is seen to flip."""
 
-import zlib
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+from fabricated import FabricatedStudy, by_algorithm, loss_trace, turning_trace
 
 from disam_theory.claims import Verdict, run
 from disam_theory.traces import Trace
@@ -16,44 +14,14 @@ from proofs_checks.empirical import FIG3AB, THM1_GAMMA, check_fig3ab, check_fig8
 LEVELS = {"erm": 0.7, "disam": 0.9, "sam": 1.0}
 
 
-@dataclass
-class FabricatedStudy:
-    """Answers as a study does; each arm's training loss is its level times a noise that the arms share."""
-
-    levels: dict
-    suites: list = field(default_factory=lambda: ["a", "b"])
-    noise: float = 0.01
-    turning: bool = False  # the level is that of the turning rate, in full-batch runs
-
-    @property
-    def blocks(self):
-        return [SimpleNamespace(suite=suite, arms=[SimpleNamespace(sampling="full")]) for suite in self.suites]
-
-    def records(self, suite, *, algorithm, **_):
-        return (suite, algorithm)
-
-    def measure(self, records, statistic):
-        suite, algorithm = records
-        shared = np.random.default_rng(len(suite)).normal(0, 0.3, (6, 3))
-        own = np.random.default_rng(zlib.crc32(f"{suite}{algorithm}".encode())).normal(0, self.noise, (6, 3))
-        return np.array(
-            [[statistic(self.trace(self.levels[algorithm] * np.exp(s + o))) for s, o in zip(*pair, strict=True)]
-             for pair in zip(shared, own, strict=True)]
-        )  # fmt: skip
-
-    def trace(self, level):
-        return trace(1.0, np.array([0.0, level]), np.ones(2)) if self.turning else trace(level)
-
-
-def trace(level, phi=None, lr=None):
-    losses = np.array([[9.0, 9.0], [level, 3 * level], [level, 3 * level]])
-    header = {"domains": ["x", "y"], "sizes": [3, 1]}
-    return Trace(header, {"phi": phi, "lr": lr}, {"losses": losses}, "finished")
+def losses(levels, noise=0.01):
+    """Runs whose training loss is at these levels."""
+    return FabricatedStudy(by_algorithm(levels), loss_trace, noise=noise)
 
 
 def gamma(disam, sam, noise=0.0):
     """Evidence on runs that turn at these rates; what stands beside the verdict is left out."""
-    study = FabricatedStudy({"disam": disam, "sam": sam}, noise=noise, turning=True)
+    study = FabricatedStudy(by_algorithm({"disam": disam, "sam": sam}), turning_trace, noise=noise)
     with mock.patch.multiple(empirical, _angles=lambda *_: {}, _against_smoothness=lambda *_: {}):
         return check_thm1_gamma(study)
 
@@ -61,12 +29,12 @@ def gamma(disam, sam, noise=0.0):
 # on the study's runs fig3ab and fig8 are conditional and thm1-gamma is refuted: these flip them
 MUTATIONS = {
     "fig3ab": {
-        "on runs where it is plainly true": lambda: check_fig3ab(FabricatedStudy(LEVELS)),
-        "SAM and DISAM exchanged": lambda: check_fig3ab(FabricatedStudy(LEVELS), first="sam", second="disam"),
+        "on runs where it is plainly true": lambda: check_fig3ab(losses(LEVELS)),
+        "SAM and DISAM exchanged": lambda: check_fig3ab(losses(LEVELS), first="sam", second="disam"),
     },
     "fig8": {
-        "on runs where it is plainly true": lambda: check_fig8(FabricatedStudy(LEVELS)),
-        "the order reversed": lambda: check_fig8(FabricatedStudy(LEVELS), order=("sam", "disam", "erm")),
+        "on runs where it is plainly true": lambda: check_fig8(losses(LEVELS)),
+        "the order reversed": lambda: check_fig8(losses(LEVELS), order=("sam", "disam", "erm")),
     },
     "thm1-gamma": {
         "DISAM turns more slowly": lambda: gamma(disam=0.5, sam=1.0),
@@ -76,14 +44,14 @@ MUTATIONS = {
 
 
 def test_faster_disam_is_supported_and_the_mutated_statement_refuted():
-    study = FabricatedStudy(LEVELS)
+    study = losses(LEVELS)
     assert check_fig3ab(study).verdict is Verdict.SUPPORTED
     assert check_fig3ab(study, first="sam", second="disam").verdict is Verdict.REFUTED
 
 
 def test_the_effect_size_is_the_true_one():
-    cases = check_fig3ab(FabricatedStudy(LEVELS, noise=1e-6)).data["cases"]
-    assert [case["estimate"] for case in cases] == pytest.approx([-10.0] * 4, abs=1e-3)
+    cases = check_fig3ab(losses(LEVELS, noise=1e-6)).data["cases"]
+    assert [case["estimate"] for case in cases] == pytest.approx([-10.0] * 6, abs=1e-3)
 
 
 def test_equal_turning_is_refuted_as_it_is_in_the_study():
@@ -92,26 +60,27 @@ def test_equal_turning_is_refuted_as_it_is_in_the_study():
 
 def test_equal_arms_are_refuted_as_practically_equal_and_noise_is_undecided():
     equal = dict.fromkeys(LEVELS, 1.0)
-    assert check_fig3ab(FabricatedStudy(equal, noise=1e-4)).verdict is Verdict.REFUTED
-    assert check_fig3ab(FabricatedStudy(equal, noise=0.5)).verdict is Verdict.UNDECIDED
+    assert check_fig3ab(losses(equal, noise=1e-4)).verdict is Verdict.REFUTED
+    assert check_fig3ab(losses(equal, noise=0.5)).verdict is Verdict.UNDECIDED
 
 
 def test_order_needs_both_steps():
-    study = FabricatedStudy(LEVELS)
+    study = losses(LEVELS)
     assert check_fig8(study).verdict is Verdict.SUPPORTED
     assert check_fig8(study, order=("sam", "disam", "erm")).verdict is Verdict.REFUTED
     assert check_fig8(study, order=("erm", "sam", "disam")).verdict is Verdict.REFUTED
 
 
 def test_turning_rate_is_the_least_constant_that_bounds_the_angle():
-    made = trace(1.0, phi=np.array([np.nan, 0.2, 0.3, np.nan, 0.1]), lr=np.array([1.0, 0.5, 0.25, 0.2, 0.1]))
+    steps = {"phi": np.array([np.nan, 0.2, 0.3, np.nan, 0.1]), "lr": np.array([1.0, 0.5, 0.25, 0.2, 0.1])}
+    made = Trace({}, steps, {}, "finished")
     # phi_t / eta_{t-1}: 0.2 / 1, 0.3 / 0.5, -, 0.1 / 0.2
     assert turning_rate(made) == pytest.approx(0.6)
 
 
 def test_a_quick_study_may_be_undecided_but_not_contrary():
     def claim_with(verdict):
-        evidence = check_fig3ab(FabricatedStudy(LEVELS))
+        evidence = check_fig3ab(losses(LEVELS))
         return run(
             type(FIG3AB)(**{**FIG3AB.__dict__, "expected": verdict, "check": lambda study: evidence}), None, quick=True
         )

@@ -23,6 +23,13 @@ MODULES = (
     "test_significance",
     "test_released_code",
     "test_fig2",
+    "test_radius_claims",
+    "test_disparity_claims",
+    "test_fig4",
+    "test_where_differs",
+    "test_gains_claims",
+    "test_flatness_claims",
+    "test_cost_claims",
 )
 MUTATIONS = [
     (claim, label, mutated)

@@ -9,6 +9,7 @@ from torch import nn
 
 from disam_theory.algorithms import Settings
 from disam_theory.errors import UsageError
+from disam_theory.matching import coral_statistics, fishr_statistics
 from disam_theory.optim import SharpnessAware, by_domain
 from disam_theory.training import Run, train
 
@@ -22,8 +23,16 @@ OPTIONS = {
     "gsam": {"algorithm": "gsam"},
     "gsam+di": {"algorithm": "gsam", "lam": 0.3},
     "sagm+di": {"algorithm": "sagm", "lam": 0.3, "sagm_alpha": 0.05},
+    "disam, lambda < 0": {"lam": -0.3},
+    "weaker-sam": {"algorithm": "weaker-sam", "lam": 3.0},
+    "vrex + weaker-sam": {"algorithm": "weaker-sam", "lam": 3.0, "objective": "vrex", "vrex_penalty": 2.0},
     "vrex + disam": {"objective": "vrex", "vrex_penalty": 2.0},
     "groupdro + gsam": {"algorithm": "gsam", "objective": "groupdro", "groupdro_eta": 0.5},
+    "dgsam": {"algorithm": "dgsam"},
+    "dgsam+di": {"algorithm": "dgsam", "lam": 2.0},
+    "coral + disam": {"objective": "coral", "coral_penalty": 2.0},
+    "fishr + disam": {"objective": "fishr", "fishr_penalty": 3.0},
+    "fishr + gsam": {"algorithm": "gsam", "objective": "fishr", "fishr_penalty": 3.0},
 }
 
 
@@ -44,9 +53,20 @@ def data(make_split):
     return inputs, labels, torch.cat([torch.full((len(d),), i) for i, d in enumerate(split.sources)])
 
 
-def closure_of(model, data, M=3):
+def closure_of(model, data, M=3, objective="average"):
     inputs, labels, domains = data
-    return lambda: by_domain(nn.functional.cross_entropy(model(inputs), labels, reduction="none"), domains, M)
+
+    def closure():
+        features = model[:-1](inputs)
+        outputs = model[-1](features)
+        given = by_domain(nn.functional.cross_entropy(outputs, labels, reduction="none"), domains, M)
+        if objective == "coral":
+            return *given, coral_statistics(features, domains, M)
+        if objective == "fishr":
+            return *given, fishr_statistics(features, outputs, labels, domains, M)
+        return given
+
+    return closure
 
 
 def sgd(model, **options):
@@ -63,9 +83,9 @@ def test_five_steps_equal_the_studys(case, make_split, data):
     settings = Settings(**OPTIONS[case], lr=0.2, steps=5, sampling="full", momentum=0.9, weight_decay=0.01)
     (result,) = train(mlp, [Run(settings, split, 3)], dtype=torch.float64)
     model = model_of(3)
-    optimizer = sgd(model, **OPTIONS[case])
+    optimizer = sgd(model, **OPTIONS[case], rng=3 + 2**33)  # the study's order of the domains for seed 3
     for _ in range(5):
-        optimizer.step(closure_of(model, data))
+        optimizer.step(closure_of(model, data, objective=settings.objective))
     for name, value in model.named_parameters():
         torch.testing.assert_close(value.detach(), result.params[name], **EXACT)
 
@@ -104,7 +124,7 @@ def test_by_domain_gives_means_and_shares_and_nothing_for_the_absent():
     assert shares.tolist() == pytest.approx([1 / 3, 0.0, 2 / 3])
 
 
-@pytest.mark.parametrize("case", ["disam", "gsam+di", "vrex + disam"])
+@pytest.mark.parametrize("case", ["disam", "gsam+di", "vrex + disam", "coral + disam", "fishr + disam"])
 def test_an_absent_domain_is_as_one_that_does_not_exist(case, data):
     inputs, labels, domains = data
     kept = domains != 1
@@ -113,13 +133,13 @@ def test_an_absent_domain_is_as_one_that_does_not_exist(case, data):
         model = model_of(0)
         optimizer = sgd(model, **OPTIONS[case])
         for _ in range(3):
-            optimizer.step(closure_of(model, (inputs[kept], labels[kept], names), M))
+            optimizer.step(closure_of(model, (inputs[kept], labels[kept], names), M, OPTIONS[case].get("objective")))
         ends.append(model)
     for a, b in zip(*(m.parameters() for m in ends), strict=True):
         torch.testing.assert_close(a, b, **EXACT)
 
 
-@pytest.mark.parametrize("algorithm", ["sam", "disam", "asam", "gsam", "sagm"])
+@pytest.mark.parametrize("algorithm", ["sam", "disam", "asam", "gsam", "sagm", "weaker-sam"])
 def test_a_zero_gradient_moves_nothing(algorithm):
     w = nn.Parameter(torch.zeros(2))
     optimizer = SharpnessAware([w], torch.optim.SGD, algorithm=algorithm, lam=0.1, lr=1.0)
@@ -130,13 +150,14 @@ def test_a_zero_gradient_moves_nothing(algorithm):
     assert w.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("case", ["disam", "groupdro + gsam"])
+@pytest.mark.parametrize("case", ["disam", "groupdro + gsam", "fishr + disam", "dgsam+di"])
 def test_a_state_goes_on_where_it_was(case, data):
-    """Through torch.save, weights only; options and GroupDRO's weights come from the state."""
+    """Through torch.save, weights only; options, GroupDRO's weights, Fishr's average and DGSAM's order come with it."""
     model = model_of(0)
     optimizer = sgd(model, **OPTIONS[case])
+    objective = OPTIONS[case].get("objective")
     for _ in range(3):
-        optimizer.step(closure_of(model, data))
+        optimizer.step(closure_of(model, data, objective=objective))
     file = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict()], file)
     file.seek(0)
@@ -146,11 +167,11 @@ def test_a_state_goes_on_where_it_was(case, data):
     resumed = SharpnessAware(other.parameters(), torch.optim.SGD, algorithm="sam", rho=9.0, lr=7.0, momentum=0.9)
     resumed.load_state_dict(state)
     for _ in range(3):
-        optimizer.step(closure_of(model, data))
-        resumed.step(closure_of(other, data))
+        optimizer.step(closure_of(model, data, objective=objective))
+        resumed.step(closure_of(other, data, objective=objective))
     assert same(model, other)
     resumed.param_groups[0]["lr"] = 0.0  # still the base optimizer's group
-    resumed.step(closure_of(other, data))
+    resumed.step(closure_of(other, data, objective=objective))
     assert same(model, other)
 
 
@@ -203,6 +224,26 @@ def test_an_exception_in_the_second_pass_leaves_the_weights(data):
     optimizer.step(closure_of(model, data))  # and it goes on
 
 
+@pytest.mark.parametrize("call", [0, 1, 3])
+def test_an_exception_in_any_of_dgsams_passes_leaves_the_weights(call, data):
+    model = model_of(0)
+    before, optimizer, calls = copy.deepcopy(model), sgd(model, algorithm="dgsam"), []
+
+    def closure():
+        calls.append(same(model, before))
+        if len(calls) == call + 1:
+            raise KeyboardInterrupt
+        return closure_of(model, data)()
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert calls == [True, *[False] * call]
+    assert same(model, before)
+    calls.clear()
+    assert optimizer.step(closure_of(model, data)).shape == (3,)
+    assert not same(model, before)
+
+
 def test_steps_out_of_order_and_wrong_losses_are_refused(data):
     model = model_of(0)
     optimizer = sgd(model)
@@ -222,6 +263,8 @@ def test_steps_out_of_order_and_wrong_losses_are_refused(data):
         sgd(model).load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
     with pytest.raises(UsageError, match=r"0\.\.1"):
         by_domain(torch.ones(2), torch.tensor([0, 2]), 2)
+    with pytest.raises(UsageError, match="more than two passes; call step"):
+        sgd(model, algorithm="dgsam").first_step(*losses())
     with pytest.raises(UsageError, match="unknown algorithm"):
         sgd(model, algorithm="sma")
 

@@ -11,8 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import paper_repro
-from disam_theory.claims import Verdict
+from disam_theory.algorithms import Settings
+from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from disam_theory.study import Block, Study
 from figures import FIGURES
 from figures.style import FigureSpec
 from proofs_checks import CLAIMS
@@ -45,6 +47,104 @@ def test_a_small_study_end_to_end(monkeypatch, capsys, tmp_path):
     assert page.count("data:image/svg+xml") == len(FIGURES)
     assert all(claim.id in printed.out for claim in CLAIMS)
     assert printed.err == ""  # progress only on a terminal
+
+
+ARMS = (Settings("erm", steps=6, batch_size=16), Settings("sam", steps=6, batch_size=16))
+
+
+def unseen_loss(study):
+    """A statistical check, a figure's rows and the kept weights, all from the runs of :func:`tiny`."""
+    records = study.records("digits-rotated", algorithm="sam")
+    values = study.measure(records, lambda trace: float(trace.evaluations["unseen_loss"][-1]))
+    weight = float(records[0].weights(6)["0.weight"].sum())
+    return [{"seed": seed, "mean": float(row.mean()), "weight": weight} for seed, row in enumerate(values)]
+
+
+def tiny(monkeypatch):
+    """A study of 16 short runs with one statistical claim and one figure."""
+
+    def check(study):
+        return Evidence(Verdict.UNDECIDED, "as measured", {"rows": unseen_loss(study)})
+
+    def blocks(*, seeds, steps):
+        return [Block("digits-rotated", ARMS, 2, snapshot_steps=(6,), snapshot_seeds=1)]
+
+    claim = Claim("measured", "", "", (), "", Verdict.UNDECIDED, check, statistical=True)
+    figure = FigureSpec("measured", "", "", "", unseen_loss, lambda rows: Figure())
+    monkeypatch.setattr(paper_repro, "blocks", blocks)
+    monkeypatch.setattr(paper_repro, "CLAIMS", (claim,))
+    monkeypatch.setattr(paper_repro, "FIGURES", (figure,))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A folder with all that the main job makes of :func:`tiny`."""
+    out = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny(patch)
+        assert run_main(patch, "--out", out) == 0
+    return out
+
+
+def test_from_traces_trains_nothing_and_finds_the_same(recorded, monkeypatch, tmp_path):
+    tiny(monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in recorded.rglob("*")}
+    monkeypatch.setattr(Study, "run", None)
+    assert run_main(monkeypatch, "--from", recorded / "traces", "--out", tmp_path) == 0
+    first, again = (
+        json.loads((out / "claims.json").read_text())["claims"][0]["evidence"] for out in (recorded, tmp_path)
+    )
+    assert first == again
+    assert len(first["rows"]) == 2
+    csv = [(out / "figures" / "measured.csv").read_text().splitlines()[1:] for out in (recorded, tmp_path)]
+    assert csv[0] == csv[1]
+    assert {path: path.stat().st_mtime_ns for path in recorded.rglob("*")} == before
+    assert not (tmp_path / "traces").exists()
+
+
+def test_from_traces_that_lack_a_run_is_one_line(recorded, monkeypatch, capsys, tmp_path):
+    tiny(monkeypatch)
+    missing = next((recorded / "traces").rglob("*.jsonl"))
+    kept = missing.read_bytes()
+    missing.unlink()
+    try:
+        assert run_main(monkeypatch, "--from", recorded / "traces", "--out", tmp_path) == 2
+    finally:
+        missing.write_bytes(kept)
+    error = capsys.readouterr().err
+    assert f"1 of 16 runs cannot be read: {missing} is not there; " in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_cut_off_by_ctrl_c_are_one_line_and_exit_code_130(monkeypatch, capsys, tmp_path):
+    tiny(monkeypatch)
+
+    def interrupt(self, what, done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper_repro._Progress, "__call__", interrupt)
+    monkeypatch.setattr("disam_theory.study.STACK", 4)
+    assert run_main(monkeypatch, "--jobs", "1", "--out", tmp_path) == 130
+    error = capsys.readouterr().err
+    assert error == "paper_repro: interrupted; finished runs are kept, and the same command goes on\n"
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 8
+
+
+def test_progress_says_how_far_and_how_long_yet(monkeypatch):
+    said, clock = [], iter([0.0, 10.0, 10.1, 20.0, 30.0])
+    monkeypatch.setattr(paper_repro, "_say", said.append)
+    monkeypatch.setattr(paper_repro.time, "monotonic", lambda: next(clock))
+    progress = paper_repro._Progress()
+    for done in (0, 100, 101, 200, 1600):
+        progress("16 runs", done, 1600)
+    assert said == [
+        "16 runs",
+        "16 runs: 6 %, 2 min 30 s left",
+        "16 runs: 12 %, 2 min 20 s left",
+        "16 runs: 100 %, 0 min 00 s left",
+    ]
 
 
 def test_chosen_claims_only(monkeypatch, capsys, tmp_path):
@@ -108,6 +208,12 @@ def test_a_figure_that_cannot_be_computed_is_named_and_the_others_drawn(tmp_path
     [
         (["--only", "fig3ba"], "unknown claim 'fig3ba': did you mean 'fig3ab'?"),
         (["--only", "fig3a"], "did you mean 'fig3ab'?"),
+        (["--device", "cuba"], "--device cuba: this PyTorch finds no such device here"),
+        (["--device", "meta"], "--device meta: this PyTorch finds no such device here"),
+        (["--from", "nowhere"], "--from nowhere: not a study's folder of traces"),
+        (["--jobs", "0"], "0 processes cannot run anything; give at least 1"),
+        (["--backend", "dask"], "backend dask has no address"),
+        (["--address", "tcp://x:1"], "backend local takes no address"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_2(arguments, message, tmp_path):

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from disam_theory.perturbations import VARIANCES, ascent_step, disam_weights, domain_inspired, dot, norm
+from disam_theory.perturbations import (
+    VARIANCES,
+    ascent_step,
+    cosine,
+    disam_weights,
+    domain_inspired,
+    dot,
+    gradual_passes,
+    norm,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
@@ -129,3 +138,20 @@ def test_dot_and_norm_accumulate_in_float64():
     assert float(dot(ones, ones)) == 4097 + 4096.0**2
     assert float(norm(ones)) == pytest.approx((4097 + 4096.0**2) ** 0.5, rel=1e-15)
     assert norm(ones).dtype == torch.float64
+
+
+def test_the_cosine_is_one_where_the_vectors_are_equal_and_nan_where_one_is_zero():
+    for rng in range(50):
+        vector = torch.randn(7, generator=torch.Generator().manual_seed(rng), dtype=torch.float64)
+        assert float(cosine(vector, vector)) == 1.0
+        assert float(cosine(vector, -2 * vector)) == pytest.approx(-1.0, rel=1e-15)
+    assert bool(cosine(vector, 0 * vector).isnan())
+    assert float(cosine(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))) == pytest.approx(24 / 25)
+
+
+def test_dgsams_passes_are_each_domain_present_once_and_the_first_again():
+    order = torch.tensor([[2, 0, 1], [2, 0, 1], [2, 0, 1], [1, 2, 0]])
+    present = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 1, 0], [1, 0, 1]])
+    expected = [[2, 0, 1, 2], [0, 1, 0, -1], [1, 1, -1, -1], [2, 0, 2, -1]]
+    assert gradual_passes(order, present).tolist() == expected
+    assert [gradual_passes(o, p).tolist() for o, p in zip(order, present, strict=True)] == expected

@@ -69,6 +69,7 @@ def test_every_recorded_quantity_recomputed_from_the_weights(recorded):
             "grad_norm": float((alpha @ gradients).norm()),
             "grad_norm_di": float(inspired.norm()),
             "grad_norm_ascent": float(up.norm()),
+            "cos_sam": float(torch.cosine_similarity(alpha @ gradients, inspired, dim=0)),
         }
         if last is not None:
             cosine = float(epsilon @ last[0]) / 0.2**2

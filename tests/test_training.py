@@ -169,6 +169,8 @@ def test_schedules(momentum):
     step = Settings("sam", lr=0.5, schedule="step", steps=10, momentum=momentum)
     assert [step.lr_at(t) for t in (0, 7, 8, 9)] == [0.5, 0.5, 0.05, 0.05]
     assert Settings("sam", lr=0.5).lr_at(299) == 0.5
+    cosine = Settings("sam", lr=0.5, schedule="cosine", steps=10)
+    assert [cosine.lr_at(t) for t in (0, 5, 10)] == pytest.approx([0.5, 0.25, 0.0], abs=1e-15)
 
 
 def test_a_diverged_run_is_marked_and_the_others_go_on(make_split, tmp_path):
@@ -191,13 +193,13 @@ def test_a_diverged_run_is_marked_and_the_others_go_on(make_split, tmp_path):
         ({"rho": 0.0}, "rho is 0.0"),
         ({"rho": -1.0}, "rho is -1.0"),
         ({"rho": math.nan}, "rho is nan"),
-        ({"lam": -0.1}, "lambda is -0.1"),
+        ({"lam": -math.inf}, "lambda is -inf"),
         ({"lam": math.inf}, "lambda is inf"),
         ({"lr": 0.0}, "learning rate is 0.0"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch size 0"),
         ({"sampling": "pool"}, "unknown sampling 'pool': did you mean 'pooled'"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"variance": "domain"}, "did you mean 'domains'"),
     ],
 )
