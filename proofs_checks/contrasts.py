@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from disam_theory.claims import Evidence
+from disam_theory.errors import ComputationError
 from disam_theory.statistics import over_cases, paired_interval
 from disam_theory.study import Study
 from disam_theory.traces import Trace
@@ -66,6 +67,8 @@ def difference(
     r"""$a-b$ for each seed and held-out domain (S, H), or $100(a-b)/b$: how far ``first`` lies from ``second``."""
     a = study.measure(study.records(suite, **first), statistic)
     b = study.measure(study.records(suite, **second), statistic)
+    if relative and not b.all():
+        raise ComputationError(f"{suite}: a run of {second} has zero of what others are compared with; train longer")
     return 100.0 * (a - b) / b if relative else a - b
 
 

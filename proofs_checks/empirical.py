@@ -27,6 +27,7 @@ MARGIN = 0.5  # per cent; a smaller change of the training loss makes no practic
 
 def turning_rate(trace: Trace) -> float:
     r"""$\Gamma=\max_t\phi_t/\eta_{t-1}$ along a run: the least with $\phi_t\le\eta_t\Gamma$ on it."""
+    trace.check_every_step()
     return float(np.nanmax(trace.steps["phi"][1:] / trace.steps["lr"][:-1]))
 
 

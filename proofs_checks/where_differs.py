@@ -199,9 +199,11 @@ def recorded_angles(study: Study) -> dict[str, Any]:
         records = study.records(block.suite, algorithm="disam", sampling="full")
         kept = [record for record in records if record.weights_path(block.snapshot_steps[0]).exists()]
         points = [at for held in along(study, kept) for at in held]
+        steps = sorted(set(block.snapshot_steps))
         for record, at in zip(kept, points, strict=True):
+            record.trace.check_every_step()
             exact = np.cos(at.angle(record.settings.strength))
-            differences += np.abs(exact - record.trace.steps["cos_sam"][list(block.snapshot_steps)]).tolist()
+            differences += np.abs(exact - record.trace.steps["cos_sam"][steps]).tolist()
     if not differences:
         raise ComputationError("no full-batch run of DISAM has kept weights; the angle cannot be compared with a trace")
     return {"points": len(differences), "largest_difference": max(differences)}

@@ -87,4 +87,9 @@ def accuracy_trace(level: float) -> Trace:
 
 def turning_trace(rate: float) -> Trace:
     """A run whose perturbation turns by ``rate`` a unit of learning rate."""
-    return Trace({"domains": ["x", "y"]}, {"phi": np.array([0.0, rate]), "lr": np.ones(2)}, {}, "finished")
+    return Trace(
+        {"domains": ["x", "y"]},
+        {"step": np.arange(2.0), "phi": np.array([0.0, rate]), "lr": np.ones(2)},
+        {},
+        "finished",
+    )

@@ -72,7 +72,11 @@ def test_order_needs_both_steps():
 
 
 def test_turning_rate_is_the_least_constant_that_bounds_the_angle():
-    steps = {"phi": np.array([np.nan, 0.2, 0.3, np.nan, 0.1]), "lr": np.array([1.0, 0.5, 0.25, 0.2, 0.1])}
+    steps = {
+        "step": np.arange(5.0),
+        "phi": np.array([np.nan, 0.2, 0.3, np.nan, 0.1]),
+        "lr": np.array([1.0, 0.5, 0.25, 0.2, 0.1]),
+    }
     made = Trace({}, steps, {}, "finished")
     # phi_t / eta_{t-1}: 0.2 / 1, 0.3 / 0.5, -, 0.1 / 0.2
     assert turning_rate(made) == pytest.approx(0.6)

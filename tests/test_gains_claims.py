@@ -100,7 +100,7 @@ def null_study(seeds=12, noise=0.05):
     return Study(by_algorithm({}), make, noise=noise, seeds=seeds, arms=ARMS[:7])
 
 
-# on the study's runs table1 and table5 are refuted, and the rule's rate is supported: these flip them
+# on the study's runs table1 is conditional, table5 and the rule's rate are undecided: these flip them
 MUTATIONS = {
     "table1": {
         "on runs where the term gains a point": lambda: check_table1(study(0.02)),
@@ -110,13 +110,10 @@ MUTATIONS = {
     "table5": {
         "on runs where DISAM gains a point on either": lambda: check_table5(study(0.02)),
         "exchanged, where DISAM loses a point": lambda: check_table5(study(-0.02), exchanged=True),
-        "an objective that always diverges": lambda: check_table5(
-            study(diverged=dict.fromkeys(("vrex", "fishr"), range(6)))
-        ),
     },
     "null-calibration": {
         "intervals of level 90 % taken for 95 %": lambda: check_null_calibration(null_study(), level=0.90),
-        "too few seeds to tell": lambda: check_null_calibration(null_study(seeds=4)),
+        "intervals of level 99 % taken for 95 %": lambda: check_null_calibration(null_study(), level=0.99),
     },
 }
 

@@ -30,6 +30,7 @@ def run_main(monkeypatch, *arguments):
 
 def test_a_small_study_end_to_end(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(paper_repro, "QUICK", {"seeds": 2, "steps": 15})
+    monkeypatch.setattr(paper_repro, "EVERY", 3)
     code = run_main(monkeypatch, "--quick", "--out", tmp_path)
     printed = capsys.readouterr()
     content = json.loads((tmp_path / "claims.json").read_text())
