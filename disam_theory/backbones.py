@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from disam_theory.checkpoints import fill, load_model, load_state_dict
 from disam_theory.errors import UsageError, unknown_name
+from disam_theory.matching import last_linear
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -105,11 +106,6 @@ def _replace_head(model: nn.Module, classes: int, dropout: float, spec: str) -> 
         head.weight, head.bias = old.weight, old.bias
     parent, _, attribute = next(name for name, layer in model.named_modules() if layer is old).rpartition(".")
     setattr(model.get_submodule(parent), attribute, head)
-
-
-def last_linear(model: nn.Module) -> nn.Linear | None:
-    """The last linear layer in the order of the modules: the head, where the model has one."""
-    return next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
 
 
 def _filled(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:

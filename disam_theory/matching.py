@@ -18,11 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
 MATCHED = ("coral", "fishr")
 FISHR_EMA = 0.95  # weight of the past in Fishr's moving average: DomainBed's default
+
+
+def last_linear(model: nn.Module) -> nn.Linear | None:
+    """The last linear layer in the order of the modules: the head, where the model has one."""
+    return next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from disam_theory.algorithms import Ascent, Settings, StepRecords, matching_of
-from disam_theory.backbones import last_linear
 from disam_theory.domains import Domain, Split
 from disam_theory.errors import ComputationError, UsageError, unknown_name
 from disam_theory.files import write_atomically
@@ -48,7 +47,7 @@ from disam_theory.images import (
     evaluation_transform,
 )
 from disam_theory.losses import Params, cross_entropy
-from disam_theory.matching import Statistics
+from disam_theory.matching import Statistics, last_linear
 from disam_theory.optim import SharpnessAware, by_domain
 from disam_theory.provenance import provenance
 from disam_theory.resume import Interrupted

@@ -30,7 +30,7 @@ from disam_theory.algorithms import (
 from disam_theory.domains import Split
 from disam_theory.errors import UsageError
 from disam_theory.losses import Params, cross_entropy
-from disam_theory.matching import MATCHED, Statistics
+from disam_theory.matching import MATCHED, Statistics, last_linear
 from disam_theory.perturbations import norm
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
 
@@ -349,10 +349,10 @@ def _each(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _head(model: nn.Module) -> nn.Linear:
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
+    head = last_linear(model)
+    if head is None:
         raise UsageError("objectives 'coral' and 'fishr' need a model that ends in nn.Linear; this one has none")
-    return linear[-1]
+    return head
 
 
 def _initial(
