@@ -92,12 +92,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     draw(tmp_path / "photos")
-    before = set(sys.modules)
     with torch.random.fork_rng():
         yield tmp_path
-    for name in set(sys.modules) - before:
-        if (tmp_path / f"{name}.py").exists():
-            del sys.modules[name]
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -108,6 +106,7 @@ def test_what_it_shows_runs(page, folder, capsys):
         if kind == "python":
             if named := re.match(r"# (\w+\.py)\n", text):
                 Path(named[1]).write_text(text)
+                sys.modules.pop(Path(named[1]).stem, None)  # another test's module of that name
             batch = torch.rand(6, 64), torch.arange(6), torch.tensor([0, 0, 1, 1, 2, 2])
             exec(compile(text, page.name, "exec"), {"model": digits_mlp(), "loader": [batch, batch]})
             printed = capsys.readouterr().out
