@@ -22,6 +22,7 @@ to a scheduler that is trusted. SLURM itself is not among the tests; submitit's 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,10 @@ def _by_joblib(jobs: Sequence[Job], place: Place) -> Iterator[int]:
         died: tuple[type[Exception], ...] = (BrokenProcessPool,)
         if place.backend == "dask":
             died = stack.enter_context(_dask(str(place.address)))
-        options = {"inner_max_num_threads": 1} if place.backend == "local" else {}
-        how_many = place.processes if place.backend == "local" else -1
-        stack.enter_context(joblib.parallel_config("loky" if options else "dask", n_jobs=how_many, **options))
+            stack.enter_context(joblib.parallel_config("dask", n_jobs=-1))
+        else:
+            _start_tracker()
+            stack.enter_context(joblib.parallel_config("loky", n_jobs=place.processes, inner_max_num_threads=1))
         # a task is a job: what dies with a worker is what it was at, and nothing else
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
         try:
@@ -104,6 +106,20 @@ def _by_joblib(jobs: Sequence[Job], place: Place) -> Iterator[int]:
         except died as error:
             name = type(error).__name__
             raise ComputationError(f"workers died ({name}; is there enough memory?); {GOES_ON}") from error
+
+
+def _start_tracker() -> None:
+    """Start the process that clears what an interruption leaves of joblib's; it is not to warn that it had to."""
+    from joblib.externals.loky.backend import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, f"ignore::UserWarning:{resource_tracker.__name__}")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextlib.contextmanager
