@@ -152,6 +152,10 @@ class ModelPart:
     def __call__(self, params: Params) -> Tensor:
         return self.of_outputs(self.outputs(params))
 
+    def on(self, params: Params, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of another micro-batch, not weighted."""
+        return replace(self, inputs=inputs, labels=labels, weight=1.0)(params)
+
 
 SAME_DATA = "it must give the same data at each pass: no shuffling, no random augmentation, no one-off iterator"
 

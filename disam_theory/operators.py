@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -167,20 +167,14 @@ def _linearised(part: Part, params: Params, traced: dict[Hashable, Linearised]) 
 
     Micro-batches of one model and one shape share a trace; a bare function has its own.
     """
-
+    function: Callable[..., Tensor] = part
     data: tuple[Tensor, ...] = ()
     key: Hashable = part
     weight = 1.0
     if isinstance(part, ModelPart):
-        data, weight = (part.inputs, part.labels), part.weight
+        function, data, weight = part.on, (part.inputs, part.labels), part.weight
         held = tuple(id(value) for value in part.frozen.values())
         key = (id(part.model), part.criterion, held, *((x.shape, x.dtype) for x in data))
-
-    def function(at: Params, *batch: Tensor) -> Tensor:
-        return (
-            replace(part, inputs=batch[0], labels=batch[1], weight=1.0)(at) if isinstance(part, ModelPart) else part(at)
-        )
-
     with twice_differentiable():
         if key not in traced:
             traced[key] = linearise(function, params, data)

@@ -11,28 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from disam_theory.disparity import normalised_losses, raw_losses, spread
+from disam_theory.radii import final_accuracy
 from disam_theory.study import Study
-from disam_theory.traces import Trace
 from figures.style import ALGORITHM, LINES, PALETTE, SUITES, FigureSpec, Row, band, panels, summary
 
 HELD_OUT = {"digits-corrupted": "noise"}  # panel (b): sources that differ most in difficulty
 RHO, LAM = 0.5, 0.1
 
 
-def unseen_accuracy(trace: Trace) -> float:
-    """Accuracy on the unseen domain after the last step."""
-    return float(trace.evaluations["unseen_accuracy"][-1])
-
-
 def compute_accuracy(study: Study) -> list[Row]:
     """Mean unseen accuracy (per cent) of ERM (rho = 0) and of SAM at each rho, and the paired difference from ERM."""
     rows = []
     for suite in SUITES:
-        erm = 100 * study.measure(study.records(suite, algorithm="erm", sampling="pooled"), unseen_accuracy)
+        erm = study.measure(study.records(suite, algorithm="erm", sampling="pooled"), final_accuracy)
         rows.append(_accuracy_row(suite, "erm", 0.0, erm, erm))
         sam = study.records(suite, algorithm="sam", sampling="pooled")
         for rho in sorted({record.settings.rho for record in sam}):
-            values = 100 * study.measure([r for r in sam if r.settings.rho == rho], unseen_accuracy)
+            values = study.measure([r for r in sam if r.settings.rho == rho], final_accuracy)
             rows.append(_accuracy_row(suite, "sam", rho, values, erm))
     return rows
 

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 
 from disam_theory.algorithms import STRENGTHS
 from disam_theory.errors import ComputationError
+from disam_theory.radii import final_accuracy
 from disam_theory.study import Study
-from disam_theory.traces import Trace
 from figures.style import SUITES, FigureSpec, Row, panels, summary
 
 LAM, RHOS = 0.1, (0.05, 0.5)
@@ -33,7 +33,7 @@ def compute(study: Study) -> list[Row]:
         gains = {}
         for suite in SUITES:
             try:
-                arms = [study.measure(study.records(suite, **arm), _accuracy) for arm in (first, second)]
+                arms = [study.measure(study.records(suite, **arm), final_accuracy) for arm in (first, second)]
             except ComputationError:  # a run diverged: the claims say which
                 continue
             gains[suite] = arms[0] - arms[1]
@@ -63,10 +63,6 @@ def pairs(study: Study) -> dict[tuple[str, float], Pair]:
         elif arm.algorithm in ("gsam", "sagm"):
             found[arm.algorithm, arm.rho] = (chosen, {**chosen, "lam": 0.0})
     return dict(sorted(found.items(), key=lambda item: (list(NAMES).index(item[0][0]), item[0][1])))
-
-
-def _accuracy(trace: Trace) -> float:
-    return 100.0 * float(trace.evaluations["unseen_accuracy"][-1])
 
 
 def draw(rows: list[Row]) -> Figure:

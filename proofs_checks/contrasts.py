@@ -49,11 +49,6 @@ def training_loss(trace: Trace) -> float:
     return float((trace.evaluations["losses"][1:] @ _shares(trace)).mean())
 
 
-def unseen_accuracy(trace: Trace) -> float:
-    """Accuracy on the unseen domain after the last step, in per cent."""
-    return 100.0 * float(trace.evaluations["unseen_accuracy"][-1])
-
-
 def weight_change(trace: Trace) -> np.ndarray:
     r"""$2\lambda(L_i-\bar L)/(M\alpha_i)$ at each recorded step, (T, M): how far $\beta_i/\alpha_i$ lies from one."""
     losses, lam = trace.steps["losses"], trace.header["settings"]["lam"]

@@ -27,6 +27,7 @@ from scipy import stats
 from disam_theory.algorithms import STRENGTHS
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
+from disam_theory.radii import final_accuracy
 from disam_theory.statistics import over_cases, paired_interval
 from disam_theory.study import Record, Study
 from disam_theory.traces import Trace
@@ -41,7 +42,6 @@ from proofs_checks.contrasts import (
     controls,
     how_far_apart,
     training_loss,
-    unseen_accuracy,
 )
 
 Pairs = dict[str, dict[str, tuple[Arm, Arm]]]  # comparison -> suite -> first and second arm
@@ -53,7 +53,7 @@ OBJECTIVES = ("vrex", "fishr")  # of Table 5
 NOMINAL, TOLERANCE = 0.05, 0.01  # a test of exactly 5 % passes, one of 6 % or more does not
 LEAST_SEEDS = 6  # from fewer no studies can be redrawn that differ
 DRAWS = 1000
-STATISTICS: dict[str, Statistic] = {"unseen accuracy": unseen_accuracy, "training loss": training_loss}
+STATISTICS: dict[str, Statistic] = {"unseen accuracy": final_accuracy, "training loss": training_loss}
 
 
 def selected_accuracy(trace: Trace) -> float:
@@ -116,7 +116,7 @@ def _without_objective(study: Study) -> list[dict[str, Any]]:
 
 
 def _beside(study: Study) -> dict[str, Any]:
-    return {"controls": controls(study, unseen_accuracy), "how_far_apart": how_far_apart(study)}
+    return {"controls": controls(study, final_accuracy), "how_far_apart": how_far_apart(study)}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _gains(
             what=what,
             above=True,
         )
-        for statistic in (unseen_accuracy, selected_accuracy)
+        for statistic in (final_accuracy, selected_accuracy)
     )
     verdict = last.verdict
     if verdict is Verdict.SUPPORTED and len(comparisons) < wanted:
@@ -206,7 +206,7 @@ def _averages(study: Study, comparisons: list[Comparison]) -> list[dict[str, Any
         means = []
         for c in alike:
             seeds = sorted({record.seed for record in c.first})
-            by_seed = c.difference(study, unseen_accuracy).mean(1)
+            by_seed = c.difference(study, final_accuracy).mean(1)
             means.append(by_seed[[seeds.index(seed) for seed in sorted(common)]])
         suites = ", ".join(c.suite for c in alike)
         rows.append({"case": name, **asdict(paired_interval(np.stack(means, 1))), "suites": suites})

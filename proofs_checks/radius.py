@@ -48,7 +48,6 @@ from proofs_checks.contrasts import (
     difference,
     how_far_apart,
     over_suites,
-    unseen_accuracy,
 )
 
 STABLE = LAMBDAS[:-1]  # against 0.1: the range on which the paper finds accuracy stable
@@ -62,7 +61,7 @@ CENSORED_AT_MOST = 0.1  # of the seeds
 
 def check_fig1a(study: Study, *, first: str = "sam", second: str = "erm") -> Evidence:
     """Is the accuracy on the unseen domain lower with ``first`` than with ``second`` at every radius?"""
-    cases = over_suites(study, first, second, unseen_accuracy, rhos=RADII)
+    cases = over_suites(study, first, second, final_accuracy, rhos=RADII)
     title = f"{first.upper()} minus {second.upper()}, accuracy on the unseen domain"
     found = over_cases(cases, margin=MARGIN, unit="points", what=title)
     by_suite = _by_suite(found)
@@ -109,7 +108,7 @@ def check_fig3cd(study: Study, *, first: str = "disam", second: str = "sam") -> 
 
 def check_fig5_rho(study: Study, *, first: str = "disam", second: str = "sam") -> Evidence:
     """Is the accuracy on the unseen domain higher with ``first`` than with ``second`` at half of the radii or more?"""
-    cases = over_suites(study, first, second, unseen_accuracy, rhos=RADII)
+    cases = over_suites(study, first, second, final_accuracy, rhos=RADII)
     title = f"{first.upper()} minus {second.upper()}, accuracy on the unseen domain"
     found = over_cases(cases, margin=MARGIN, unit="points", what=title, above=True)
     by_suite = _by_suite(found)
@@ -174,7 +173,7 @@ def spread_ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) 
 
 
 def _row_near(study: Study, suite: str, lam: float, level: float) -> dict[str, Any]:
-    interval = paired_interval(difference(study, suite, _strength(lam), _strength(LAM), unseen_accuracy), level=level)
+    interval = paired_interval(difference(study, suite, _strength(lam), _strength(LAM), final_accuracy), level=level)
     return _row(suite, lam, "difference from 0.1 (points)", interval, within(interval, margin=MARGIN))
 
 
@@ -189,7 +188,7 @@ def _strength(lam: float) -> dict[str, Any]:
 
 def _seed_means(study: Study, suite: str, lam: float) -> np.ndarray:
     """Each seed's accuracy on the unseen domain averaged over held-out domains (S,), as Fig. 5 averages it."""
-    return study.measure(study.records(suite, **_strength(lam)), unseen_accuracy).mean(1)
+    return study.measure(study.records(suite, **_strength(lam)), final_accuracy).mean(1)
 
 
 def _lambda_words(rows: list[dict[str, Any]], parts: dict[str, Verdict], stable: Sequence[float], large: float) -> str:
@@ -223,7 +222,7 @@ def _largest(study: Study, suite: str, name: str, field: str) -> LargestRadii:
 
 def _best(study: Study, suite: str, name: str) -> np.ndarray:
     """Each seed's accuracy on the unseen domain (S,) at the radius that is best for it."""
-    reached = [study.measure(study.records(suite, **arms(rho)[name]), unseen_accuracy).mean(1) for rho in RADII]
+    reached = [study.measure(study.records(suite, **arms(rho)[name]), final_accuracy).mean(1) for rho in RADII]
     return np.max(reached, axis=0)
 
 
@@ -240,7 +239,7 @@ def _radius_words(row: dict[str, Any], names: tuple[str, str]) -> str:
 
 def _beside(study: Study) -> dict[str, Any]:
     """The controls, on accuracy at the two radii at which they were run, and how far the directions were apart."""
-    return {"controls": controls(study, unseen_accuracy), "how_far_apart": how_far_apart(study)}
+    return {"controls": controls(study, final_accuracy), "how_far_apart": how_far_apart(study)}
 
 
 def _by_suite(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:

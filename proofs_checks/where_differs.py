@@ -39,9 +39,10 @@ from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.directions import DomainGradients, along, own_angle
 from disam_theory.domains import UNEQUAL
 from disam_theory.errors import ComputationError
+from disam_theory.radii import final_accuracy
 from disam_theory.statistics import over_cases, paired_interval
 from disam_theory.study import Block, Study
-from proofs_checks.contrasts import LAM, RHOS, SCOPE, SUITES, Arm, arms, difference, unseen_accuracy
+from proofs_checks.contrasts import LAM, RHOS, SCOPE, SUITES, Arm, arms, difference
 
 EQUAL = 0.99  # cosine; 8 degrees
 STRONG = 0.8  # rank correlation: 64 % of the ranks' variance
@@ -287,7 +288,7 @@ def check_where_gains(study: Study, *, first: str = "disam", second: str = "sam"
 
 
 def _gain(study: Study, suite: str, first: Arm, second: Arm) -> np.ndarray:
-    return difference(study, suite, first, second, unseen_accuracy)
+    return difference(study, suite, first, second, final_accuracy)
 
 
 WHERE_DIFFERS = Claim(
