@@ -105,10 +105,18 @@ def _parser() -> argparse.ArgumentParser:
         "rate",
         help="how far the convergence theory holds along recorded traces, and how fast they converge",
         description="Both sides of the printed and of the corrected convergence theorem at every step of each trace, "
-        "the first step at which each is exceeded, and the rate of convergence with its interval.",
-        epilog="example: disam-theory rate run.jsonl --smoothness 4 --out out",
+        "the first step at which each is exceeded, and the rate of convergence with its interval. Of logs that other "
+        "code wrote, which of the theorem's quantities they hold, and the rate of the training loss.",
+        epilog="example: disam-theory rate run.jsonl --smoothness 4 --out out. CSV has a column step or epoch, and any "
+        "of loss, loss_ascent, grad_norm, grad_norm_ascent, lr, phi (disam_theory/imported.py).",
     )
-    rate.add_argument("traces", type=Path, nargs="+", metavar="TRACE", help="files of disam_theory/traces.py")
+    rate.add_argument(
+        "traces",
+        type=Path,
+        nargs="+",
+        metavar="TRACE",
+        help="a trace, a TensorBoard event file of the official trainer, DomainBed's results.jsonl, or CSV",
+    )
     rate.add_argument("--smoothness", type=float, metavar="L", help="smoothness constant (default: a lower bound)")
     rate.add_argument(
         "--gradient-bound", type=float, metavar="G", help="bound of the gradients (default: the largest of the trace)"

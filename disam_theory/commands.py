@@ -24,6 +24,7 @@ from disam_theory.archives import load_data
 from disam_theory.domains import SUITES, Split, Suite, load_suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import csv_text, write_atomically
+from disam_theory.imported import Imported, read_imported
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
 from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
 from disam_theory.operators import Curvature, hessian
@@ -381,29 +382,36 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def rate(arguments: argparse.Namespace) -> int:
     """``disam-theory rate``: how far the convergence theory holds along recorded traces, and how fast they converge."""
-    all_found = {str(path): _convergence(path, arguments) for path in arguments.traces}
+    logs = {str(path): read_imported(path) for path in arguments.traces}
+    all_found = {path: _convergence(Path(path), log, arguments) for path, log in logs.items()}
     record = provenance(traces={path: sha256(Path(path)) for path in all_found}, **_constants(arguments))
-    rows = [{"trace": path, **convergence.row(found)} for path, found in all_found.items()]
+    sources = {path: log.source if log else "trace" for path, log in logs.items()}
+    rows = [{"trace": path, "source": sources[path], **convergence.row(found)} for path, found in all_found.items()]
+    notes = {path: log.notes for path, log in logs.items() if log}
     needs = {name: inequality.columns for name, inequality in convergence.INEQUALITIES.items()} | convergence.MEASURES
-    document = {"schema": "disam-rate/1", "provenance": record, "columns_needed": needs, "rows": rows}
+    document = {"schema": "disam-rate/1", "provenance": record, "columns_needed": needs, "notes": notes, "rows": rows}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    _deliver(arguments, {"json": text, "csv": csv_text(rows), "table": _rate_table(all_found)}, record)
+    _deliver(arguments, {"json": text, "csv": csv_text(rows), "table": _rate_table(all_found, logs)}, record)
     if arguments.out:
         series = {path: convergence.points(found) for path, found in all_found.items()}
         lines = [{"trace": path, **line} for path, rows in series.items() for line in rows]
         write_atomically(arguments.out / "series.csv", f"# {one_line(record)}\n{csv_text(lines)}")
-        _rate_pictures(series, arguments.out, record)
+        panels = _panels(series) if notes else convergence.PANELS
+        units = [found.rows.unit for found in all_found.values()]
+        _rate_pictures(series, arguments.out, record, panels=panels, units=units)
     return 0
 
 
-def _convergence(path: Path, arguments: argparse.Namespace) -> convergence.Convergence:
+def _convergence(path: Path, log: Imported | None, arguments: argparse.Namespace) -> convergence.Convergence:
+    """What the trace, or the log that other code wrote, says with the constants that are given."""
+    rows = convergence.Rows.counted(log.unit, log.at) if log else None
     try:
-        recorded = read_trace(path)
+        recorded = log.trace() if log else read_trace(path)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
         raise UsageError(f"{path}: a line of it is not as a trace has it ({said}); record it anew") from error
     try:
-        return convergence.analyse(recorded, **_constants(arguments))
+        return convergence.analyse(recorded, rows=rows, **_constants(arguments))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -412,16 +420,25 @@ def _constants(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("smoothness", "gradient_bound", "minimum")}
 
 
-def _rate_pictures(series: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, record: Mapping[str, Any]) -> None:
+def _panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sequence[Sequence[str]]:
+    """Those in which something can be drawn, of logs, most of which have the loss alone."""
+    held = {name for rows in series.values() for row in rows for name, value in row.items() if value is not None}
+    panels = (*convergence.PANELS, convergence.LOSS_PANEL)
+    return [panel for panel in panels if held & set(panel)] or [convergence.LOSS_PANEL]
+
+
+def _rate_pictures(
+    series: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, record: Mapping[str, Any], **layout: Any
+) -> None:
     """``rate.pdf`` and ``rate.png``, a column a trace; matplotlib is no dependency of this package."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("disam-theory: no picture, as matplotlib is not installed; series.csv has its numbers", file=sys.stderr)
         return
-    figure = Figure(figsize=(1.0 + 2.6 * len(series), 5.0), layout="constrained")
+    figure = Figure(figsize=(1.0 + 2.6 * len(series), 1.0 + 2.0 * len(layout["panels"])), layout="constrained")
     titles = (name.replace("/", "/\n") for name in _short_paths(series))
-    convergence.draw(figure, dict(zip(titles, series.values(), strict=True)))
+    convergence.draw(figure, dict(zip(titles, series.values(), strict=True)), **layout)
     undated = {"pdf": {"Subject": one_line(record), "CreationDate": None}, "png": {"Description": one_line(record)}}
     for kind, metadata in undated.items():
         buffer = io.BytesIO()
@@ -549,30 +566,67 @@ RATE_LEGEND = """\
 (17), (18) and Thm 1 are as the paper prints them, with Gamma = L; one step, sum and average are of the corrected
 theorem. A number after the colon is the first step (from 0), or number T of steps, at which the left side exceeds the
 right. L >= is an estimate, a lower bound: what holds with it holds with the true L. cross/main is the median of the
-dropped cross term over eta |grad L(w_asc)|^2; a rate is a in |grad L|^2 ~ T^-a with its 95 % interval. A dash is what
-cannot be had from the trace."""
+dropped cross term over eta |grad L(w_asc)|^2; a rate is a in |grad L|^2 ~ T^-a, or in L - L_min ~ T^-a, with its 95 %
+interval. A dash is what cannot be had from the trace."""
 
 
-def _rate_table(all_found: Mapping[str, convergence.Convergence]) -> str:
+QUANTITIES = {  # what the table calls those of convergence.QUANTITIES
+    "training_loss": "L_p",
+    "gradient_at_w": "|grad L(w)|",
+    "gradient_at_ascent_and_G": "|grad L(w_asc)| and so G",
+    "eta": "eta",
+    "Gamma": "Gamma",
+    "beta": "beta",
+}
+
+
+def _rate_table(all_found: Mapping[str, convergence.Convergence], logs: Mapping[str, Imported | None]) -> str:
     """A line a trace; below it what the words mean, and for what cannot be had or does not hold, why."""
     lines, notes = [], dict[str, list[str]]()
-    for name, found in zip(_short_paths(all_found), all_found.values(), strict=True):
+    for name, (path, found) in zip(_short_paths(all_found), all_found.items(), strict=True):
         values = convergence.row(found)
         sign = ">= " if found.smoothness_is == "estimated" and values["smoothness"] is not None else ""
         numbers = [_number(values[key]) for key in ("smoothness", "gamma_max", "cross_over_main_median", "beta_min")]
         verdicts = [_verdict(finding) for finding in found.findings.values()]
         lines.append(
-            [name, str(found.steps), sign + numbers[0], *verdicts, *numbers[1:], *map(_fitted, found.rates.values())]
+            [name, _length(found), sign + numbers[0], *verdicts, *numbers[1:], *map(_fitted, found.rates.values())]
         )
-        for note in _rate_notes(found):
+        for note in (*_log_notes(found, logs[path]), *_rate_notes(found)):
             notes.setdefault(note, []).append(name)
     titles = [inequality.title for inequality in convergence.INEQUALITIES.values()]
-    head = ["trace", "steps", "L", *titles, "max Gamma", "cross/main", "min beta", "rate at w", "rate at w_asc"]
+    head = [
+        "trace",
+        "steps",
+        "L",
+        *titles,
+        "max Gamma",
+        "cross/main",
+        "min beta",
+        "rate at w",
+        "rate at w_asc",
+        "rate of L",
+    ]
     below = [
         f"- {note}" + ("" if len(names) == len(all_found) else f" [{', '.join(names)}]")
         for note, names in notes.items()
     ]
     return "\n".join([audits.aligned(lines, head), "", RATE_LEGEND, *below]) + "\n"
+
+
+def _length(found: convergence.Convergence) -> str:
+    """The number of steps; of a log's rows also what they reach to."""
+    unit, end = found.rows.unit, int(found.rows.ends[-1])
+    return str(found.steps) if unit == "step" and end == found.steps else f"{found.steps} to {unit} {end}"
+
+
+def _log_notes(found: convergence.Convergence, log: Imported | None) -> Iterator[str]:
+    """What of the theorem's quantities a log that other code wrote holds, and how to read it."""
+    if log:
+        names = {held: [QUANTITIES[q] for q, has in found.held.items() if has == held] for held in (True, False)}
+        yield f"{log.source} give of the theorem's quantities: {', '.join(names[True])}"
+        yield f"{log.source} do not give: {', '.join(names[False])}; nor L, rho and L_min"
+        yield f"{log.source}: no inequality can be evaluated, and the rate of L tests none; Theorem 1 bounds gradients"
+        yield from log.notes
 
 
 def _rate_notes(found: convergence.Convergence) -> Iterator[str]:
@@ -586,7 +640,8 @@ def _rate_notes(found: convergence.Convergence) -> Iterator[str]:
         yield f"eta > 1/L at {found.step_sizes_above} steps: there the corrected theorem bounds no gradient at w_asc"
     for where, rate in found.rates.items():
         if rate.why:
-            yield f"rate at {where.removeprefix('at_').replace('ascent', 'w_asc')} {convergence.ABSENT}: {rate.why}"
+            named = {"at_w": "at w", "at_ascent": "at w_asc", "loss": "of L"}[where]
+            yield f"rate {named} {convergence.ABSENT}: {rate.why}"
 
 
 def _verdict(finding: convergence.Finding) -> str:

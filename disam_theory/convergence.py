@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from disam_theory.errors import UsageError
 from disam_theory.traces import Trace
@@ -98,6 +98,14 @@ INEQUALITIES = {
     "corrected_sum": Inequality("sum", _BOTH, False, "T"),
     "corrected_average": Inequality("average", _BOTH, False, "T"),
 }
+QUANTITIES = {  # of the theorem, each with the columns that it takes; those of a group are alternatives
+    "training_loss": (("losses", "losses_ascent"),),
+    "gradient_at_w": (("grad_norm",),),
+    "gradient_at_ascent_and_G": (("grad_norm_ascent",),),
+    "eta": (("lr",),),
+    "Gamma": (("phi",), ("lr",)),
+    "beta": (("beta",),),
+}
 MEASURES = {
     "gamma": ("phi", "lr"),
     "local_smoothness": ("grad_norm", "grad_norm_ascent", "lr"),
@@ -105,7 +113,40 @@ MEASURES = {
     "beta_min": ("beta", "losses"),
     "rate_at_w": ("grad_norm",),
     "rate_at_ascent": ("grad_norm_ascent",),
+    "rate_loss": ("losses",),
 }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What each row of a log stands for: the average over the steps, or epochs, after the row before, to its own."""
+
+    unit: str  # "step", or "epoch", which is of many steps
+    ends: Array  # (n,), rising: how many units are over at the end of each row
+
+    @classmethod
+    def each_step(cls, steps: int) -> Rows:
+        """A row a step, as a trace of this project has them."""
+        return cls("step", np.arange(1.0, steps + 1))
+
+    @classmethod
+    def counted(cls, unit: str, at: Array) -> Rows:
+        """From the numbers that a log gives its rows, which count from 0 where the first of them is 0."""
+        return cls(unit, at + (at[0] == 0))
+
+    @property
+    def starts(self) -> Array:
+        """(n,). The first row is as long as the second, or from the start."""
+        first = max(2 * self.ends[0] - self.ends[1], 0.0) if len(self.ends) > 1 else 0.0
+        return np.append(first, self.ends[:-1])
+
+    @property
+    def logs(self) -> Array:
+        r"""The mean of $\log t$ over each row (n,); of an epoch's many steps, the integral."""
+        a, b = self.starts, self.ends
+        if self.unit == "step":
+            return (special.gammaln(b + 1) - special.gammaln(a + 1)) / (b - a)
+        return (special.xlogy(b, b) - special.xlogy(a, a)) / (b - a) - 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +163,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rate:
-    r"""$a$ of $\lVert\nabla L\rVert^2\sim C\,T^{-a}$ with its interval, or ``why`` there is none."""
+    r"""$a$ of $\lVert\nabla L\rVert^2$ or $L-L_{\min}\sim C\,T^{-a}$ with its interval, or ``why`` there is none."""
 
     exponent: float = math.nan
     low: float = math.nan
@@ -147,6 +188,8 @@ class Convergence:
     findings: dict[str, Finding]
     series: dict[str, Array]
     rates: dict[str, Rate]
+    held: dict[str, bool]  # of QUANTITIES: whether the trace has a number of it
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -170,12 +213,18 @@ class _Run:
 
 
 def analyse(
-    trace: Trace, *, smoothness: float | None = None, gradient_bound: float | None = None, minimum: float = 0.0
+    trace: Trace,
+    *,
+    smoothness: float | None = None,
+    gradient_bound: float | None = None,
+    minimum: float = 0.0,
+    rows: Rows | None = None,
 ) -> Convergence:
     r"""Evaluate all that ``trace`` allows. ``smoothness`` is $L$, ``minimum`` is $L_{\min}$ (cross-entropy's is 0).
 
     Without ``smoothness``, $L$ is estimated by the largest :func:`local_smoothness`, a lower bound of it. Without
     ``gradient_bound``, $G$ is the largest $\lVert\nabla L(w_t^{asc})\rVert$ of the trace, the least that it can be.
+    ``rows`` are those of a log that other code wrote, whose absent columns are NaN; else a row is a step.
 
     Raises:
         UsageError: an impossible constant, a trace without steps, or one that refutes a constant.
@@ -195,10 +244,14 @@ def analyse(
     sides = {} if unmet else _printed_sides(run, L, G) | _corrected_sides(run, L)
     below = smoothness is None or np.fmax(implied, _largest(local)) * (1 - run.rounding) > L
     loose = _loose(given_L=not below, given_G=gradient_bound is not None)
+    absent = _absent(trace) if rows else {}
     findings = {
-        name: _finding(name, run, sides.get(name), unmet=unmet, implied=implied, loose=loose.get(name, ""))
+        name: _finding(
+            name, run, sides.get(name), unmet=absent.get(name) or unmet, implied=implied, loose=loose.get(name, "")
+        )
         for name in INEQUALITIES
     }
+    rows = rows or Rows.each_step(len(run.eta))
     return Convergence(
         algorithm=trace.header.get("settings", {}).get("algorithm", "unknown"),
         end=trace.end or "interrupted",
@@ -210,8 +263,38 @@ def analyse(
         step_sizes_above=int((run.eta * L > 1 + run.rounding).sum()),
         findings=findings,
         series=_series(findings, sides, run) | _measures(trace, run) | {"local_smoothness": local},
-        rates={"at_w": fit_rate(run.at_w), "at_ascent": fit_rate(run.at_ascent)},
+        rates={
+            "at_w": fit_rate(run.at_w, rows=rows),
+            "at_ascent": fit_rate(run.at_ascent, rows=rows),
+            "loss": _loss_rate(run, rows),
+        },
+        held={
+            name: all(any(_has(trace, column) for column in group) for group in groups)
+            for name, groups in QUANTITIES.items()
+        },
+        rows=rows,
     )
+
+
+def _loss_rate(run: _Run, rows: Rows) -> Rate:
+    """Of the loss at w; at the ascent point where a log has that alone."""
+    loss = run.loss[:-1] if np.isfinite(run.loss[:-1]).any() else run.loss_ascent
+    if (loss < run.minimum).any():
+        return Rate(why=f"a loss of {np.nanmin(loss):.6g} is below the minimum {run.minimum:g}; give a lower one")
+    return fit_rate(loss - run.minimum, rows=rows, of="loss")
+
+
+def _has(trace: Trace, column: str) -> bool:
+    return bool(np.isfinite(trace.steps[column]).any())
+
+
+def _absent(trace: Trace) -> dict[str, str]:
+    """For each inequality the columns that a log lacks."""
+    lacking = {
+        name: [column for column in inequality.columns if not _has(trace, column)]
+        for name, inequality in INEQUALITIES.items()
+    }
+    return {name: f"there is no {' and no '.join(columns)} in the file" for name, columns in lacking.items() if columns}
 
 
 def _gradient_bound(run: _Run, given: float | None) -> float:
@@ -419,46 +502,68 @@ def _measures(trace: Trace, run: _Run) -> dict[str, Array]:
         "squared_norm_at_w": run.at_w,
         "squared_norm_at_ascent": run.at_ascent,
         "gamma": _ratio(run.phi, run.eta),
+        "loss": run.loss[:-1],
         "cross_over_main": _ratio(_next(trace.steps["cross_term"]), run.eta * run.at_ascent),
         "beta_min": np.where(np.isfinite(least), least, math.nan),
     }
 
 
-def fit_rate(squares: Array, *, level: float = 0.95) -> Rate:
+def fit_rate(values: Array, *, level: float = 0.95, rows: Rows | None = None, of: str = "gradient") -> Rate:
     r"""Fit $a$ in $\lVert\nabla L\rVert^2\sim C\,t^{-a}$ to squared norms (T,), with an interval.
 
-    A point is the average over a window of steps; windows are disjoint, grow by $\sqrt2$, and the last ends at $T$. As
+    ``of="loss"`` says that the values are $L-L_{\min}$. A point is the average over a window of steps; windows are
+    disjoint, grow by $\sqrt2$, and the last ends at $T$; they are made of whole rows, each a step without ``rows``. As
     long as $a<1$, $\frac1T\sum_{t\leq T}\lVert\nabla L\rVert^2$ falls with the same $a$; else with $1/T$. The slope of
     the logarithms has an interval that allows for correlated errors: two cosine transforms of the scores make its
     variance, Student's t with two degrees of freedom its quantile (Lazarus, Lewis, Stock & Watson, 2018). There is no
     rate where a geometric decay fits far better, or a power law with a floor does and most of what is left is floor.
     """
-    if not (np.isfinite(squares) & (squares >= 0)).all():
-        return Rate(why="a gradient norm is missing")
-    edges = _edges(len(squares))
+    if not (np.isfinite(values) & (values >= 0)).all():
+        return Rate(why="a gradient norm is missing" if of == "gradient" else "a training loss is missing")
+    rows = rows or Rows.each_step(len(values))
+    edges = _edges(rows)
     if len(edges) <= FEWEST:
-        needed = round(FIRST * RATIO**FEWEST)
-        return Rate(windows=max(len(edges) - 1, 0), why=f"{len(squares)} steps are too few; {needed} are needed")
+        return Rate(windows=max(len(edges) - 1, 0), why=_too_few(rows, len(edges) - 1))
+    lengths, logs = rows.ends - rows.starts, rows.logs
     windows = [slice(a, b) for a, b in pairwise(edges)]
-    means = np.array([squares[window].mean() for window in windows])
+    means, at = (
+        np.array([np.average(column[window], weights=lengths[window]) for window in windows])
+        for column in (values, logs)
+    )
     if (means == 0).any():
-        return Rate(windows=len(windows), why="the gradient is zero")
-    logs = np.log(np.arange(1, len(squares) + 1))
-    at, y = np.array([logs[window].mean() for window in windows]), np.log(means)
+        return Rate(
+            windows=len(windows), why="the gradient is zero" if of == "gradient" else "the loss is at its minimum"
+        )
+    return _power(at, np.log(means), level)
+
+
+def _power(at: Array, y: Array, level: float) -> Rate:
     slope, error, residual = _slope(at, y)
     floor, floor_residual = _floor(at, y)
     if BETTER * _slope(np.exp(at), y)[2] < residual:
         return Rate(windows=len(at), why="it falls geometrically, faster than by a power")
     needed = stats.f.isf(SIGNIFICANCE, 1, len(at) - 3) * floor_residual / (len(at) - 3)
-    if residual - floor_residual > needed and floor > means[-1] / 2:
+    if residual - floor_residual > needed and floor > math.exp(y[-1]) / 2:
         return Rate(windows=len(at), floor=floor, why=f"it has come down to a floor near {floor:.3g}")
     reach = float(stats.t.ppf(0.5 + level / 2, COSINES)) * error
     return Rate(-slope, -slope - reach, -slope + reach, len(at))
 
 
-def _edges(steps: int) -> list[int]:
-    count = int(math.log(max(steps, 1) / FIRST, RATIO) + 1e-9) if steps >= FIRST else -1
-    return [round(steps / RATIO**k) for k in range(count, -1, -1)]
+def _edges(rows: Rows) -> list[int]:
+    """Rows at which windows end: a row of one step is little to average over, and windows start at ``FIRST`` steps."""
+    if not len(rows.ends):
+        return []
+    total, first = float(rows.ends[-1]), max(FIRST if rows.unit == "step" else 1, float(rows.ends[0]))
+    count = int(math.log(total / first, RATIO) + 1e-9) if total >= first else -1
+    ends = [round(total / RATIO**k) for k in range(count, -1, -1)]
+    return np.unique(np.searchsorted(rows.ends, ends, side="right")).tolist()
+
+
+def _too_few(rows: Rows, windows: int) -> str:
+    count = len(rows.ends)
+    if rows.unit == "step" and rows.ends[-1] == count:
+        return f"{count} steps are too few; {round(FIRST * RATIO**FEWEST)} are needed"
+    return f"{count} rows are too few; they make {max(windows, 0)} windows and {FEWEST} are needed"
 
 
 def _slope(x: Array, y: Array) -> tuple[float, float, float]:
@@ -497,6 +602,8 @@ def row(found: Convergence) -> dict[str, Any]:
         "algorithm": found.algorithm,
         "end": found.end,
         "steps": found.steps,
+        "unit": found.rows.unit,
+        "ends_at": float(found.rows.ends[-1]),
         "smoothness": found.smoothness,
         "smoothness_is": found.smoothness_is,
         "smoothness_implied": found.smoothness_implied,
@@ -510,6 +617,7 @@ def row(found: Convergence) -> dict[str, Any]:
         "share_cross_negative": float((cross[np.isfinite(cross)] < 0).mean()) if np.isfinite(cross).any() else math.nan,
         "beta_min": -_largest(-series["beta_min"]),
     }
+    values |= {f"has_{name}": held for name, held in found.held.items()}
     for name, finding in found.findings.items():
         values |= {f"{name}_{field}": value for field, value in asdict(finding).items()}
     for name, rate in found.rates.items():
@@ -518,10 +626,14 @@ def row(found: Convergence) -> dict[str, Any]:
 
 
 def points(found: Convergence) -> list[dict[str, Any]]:
-    """The series as a row a step, ``T`` counted from 1 (step t = T - 1); None where there is no number."""
+    """The series as a row a step, ``T`` counted from 1 (step t = T - 1), or a row of a log, ``T`` being the steps or
+    epochs that are over at its end; None where there is no number."""
     columns = {name: values.tolist() for name, values in found.series.items()}
     return [
-        {"T": t + 1, **{name: value if math.isfinite(value := values[t]) else None for name, values in columns.items()}}
+        {
+            "T": int(found.rows.ends[t]),
+            **{name: value if math.isfinite(value := values[t]) else None for name, values in columns.items()},
+        }
         for t in range(found.steps)
     ]
 
@@ -533,21 +645,30 @@ COLOURS = {  # of Okabe & Ito, with a line style each
     "corrected_average_right": ("#0072B2", "--", "corrected, right side"),
     "gamma": ("#000000", "-", r"$\Gamma_t=\phi_t/\eta_t$"),
     "local_smoothness": ("#009E73", "--", "secant of gradient norms ($\\leq L$)"),
+    "loss": ("#CC79A7", "-", "training loss"),
 }
-PANELS = (tuple(COLOURS)[:4], tuple(COLOURS)[4:])
+PANELS = (tuple(COLOURS)[:4], tuple(COLOURS)[4:6])
+LOSS_PANEL = tuple(COLOURS)[6:]
 
 
-def draw(figure: Any, columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def draw(
+    figure: Any,
+    columns: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    panels: Sequence[Sequence[str]] = PANELS,
+    units: Sequence[str] = (),
+) -> None:
     """Draw the rows of :func:`points` of each trace on a matplotlib figure, a column a trace under its title.
 
-    Above are both theorems' sides over $T$, below is the turning rate.
+    Above are both theorems' sides over $T$, below is the turning rate. ``units`` is what each trace's $T$ counts,
+    steps unless given.
     """
-    axes = figure.subplots(len(PANELS), len(columns), squeeze=False, sharey="row")
-    for column, (title, rows) in zip(axes.T, columns.items(), strict=True):
-        for ax, quantities in zip(column, PANELS, strict=True):
+    axes = figure.subplots(len(panels), len(columns), squeeze=False, sharey="row")
+    for k, (column, (title, rows)) in enumerate(zip(axes.T, columns.items(), strict=True)):
+        for ax, quantities in zip(column, panels, strict=True):
             _draw_lines(ax, quantities, rows)
         column[0].set_title(title, fontsize=8)
-        column[-1].set_xlabel("steps $T$")
+        column[-1].set_xlabel(f"{units[k] if units else 'step'}s $T$")
     drawn = [pair for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in drawn}
     ncols = 3 if len(columns) > 1 else 1
