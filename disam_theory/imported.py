@@ -44,7 +44,7 @@ _IN_A_TRACE = {"loss": "losses", "loss_ascent": "losses_ascent"}  # what a trace
 LATEST = 10**9  # step or epoch: beyond it a logarithm's average over one step is lost to rounding
 LARGEST = 1e150  # of a number that can be squared
 
-TENSORBOARD, DOMAINBED, CSV = "TensorBoard events", "DomainBed results", "CSV"
+TENSORBOARD, DOMAINBED, CSV = "TensorBoard events", "DomainBed results", "CSV columns"
 OFFICIAL_LOSS = "merged_train_loss"
 OFFICIAL_OTHERS = ("val_lodo_", "unseen_test_")
 

@@ -312,7 +312,7 @@ def test_the_command_says_what_each_log_gives(write, capsys, tmp_path):
     assert "TensorBoard events give of the theorem's quantities: L_p [" in out
     absent = "|grad L(w)|, |grad L(w_asc)| and so G, eta, Gamma, beta; nor L, rho and L_min"
     assert f"DomainBed results do not give: {absent}" in out
-    assert "CSV give of the theorem's quantities: |grad L(w)|, eta [" in out
+    assert "CSV columns give of the theorem's quantities: |grad L(w)|, eta [" in out
     assert "no inequality can be evaluated, and the rate of L tests none" in out
     assert "one step, sum, average cannot be had: there is no grad_norm and no grad_norm_ascent" in out
     document = json.loads((tmp_path / "o/rate.json").read_text())
