@@ -50,13 +50,13 @@ def blocks(*, seeds: int, steps: int) -> list[Block]:
         *(Settings(name, rho=rho, **common) for rho in RHOS for name in ("sam", "disam")),
     ]
     others = [rho for rho in RADII if rho not in RHOS]
-    controls = [Settings(name, rho=rho, lam=lam, **common) for rho in RHOS for name, lam in CONTROLS]
-    groups = [  # what takes the same steps is stacked together
+    negative, weaker = ([Settings(name, rho=rho, lam=lam, **common) for rho in RHOS] for name, lam in CONTROLS)
+    groups = [  # what takes the same backward passes is stacked together
         [Settings("sam", rho=rho, **common) for rho in others],
         [Settings("disam", rho=rho, **common) for rho in others]
         + [Settings("disam", rho=0.5, lam=lam, **common) for lam in LAMBDAS]
-        + controls,
-        [Settings(name, rho=RHOS[0], lam=lam, **common) for name in ("gsam", "sagm") for lam in (0.0, LAM)],
+        + negative,
+        [Settings(name, rho=RHOS[0], lam=lam, **common) for name in ("gsam", "sagm") for lam in (0.0, LAM)] + weaker,
         *([Settings(name, rho=RHOS[0], **penalty, **common) for name in ("erm", "disam")] for penalty in PENALTIES),
     ]
     kept = tuple(steps * k // 5 for k in range(6))

@@ -179,7 +179,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ascent:
-    """What one step computes, for R runs at once."""
+    """What one step computes, for R runs at once; ``gradient`` and ``plain`` are empty where nothing needed them."""
 
     losses: Tensor  # (R, M) at w_t
     losses_ascent: Tensor  # (R, M) at w_t^asc
@@ -285,19 +285,22 @@ def ascent_point(
     relatives: Relatives | None = None,
     objective: Objective | None = None,
     matching: Matching | None = None,
+    measured: bool = True,
 ) -> Ascent:
     r"""Steps 1 and 2 of Algorithm 1 and the gradient of step 3, for R runs with a leading axis in every tensor.
 
-    ``lam`` is None where it is zero for all: then $L_{DI}=L$ and a backward pass is spared. ``objective`` is taken
-    after it has seen the losses at $w_t$, at both points; ``matching`` sees the statistics at $w_t^{asc}$ alone.
+    ``lam`` is None where it is zero for all: then $L_{DI}=L$ and a backward pass is spared. So are those whose
+    gradients no step takes, unless they are to be ``measured``. ``objective`` is taken after it has seen the losses at
+    $w_t$, at both points; ``matching`` sees the statistics at $w_t^{asc}$ alone.
 
     Runs do not interact, so one gradient of the sum over runs is every run's own gradient.
     """
     at_w = _free(params)
     losses, statistics = _pair(losses_of(at_w))
     descended = Descended(alpha, present, objective and objective.observed(losses.detach(), present), matching)
-    gradient = plain = _gradient(pooled(losses, alpha), at_w)
-    if objective or matching:
+    plain = _gradient(pooled(losses, alpha), at_w) if measured or relatives or lam is None else {}
+    gradient = plain
+    if (objective or matching) and (measured or relatives):
         gradient = _gradient(descended(losses, statistics), at_w)
     beta, gradient_di = alpha, plain
     if lam is not None:
@@ -379,6 +382,10 @@ class StepRecords:
 
     def __init__(self) -> None:
         self._last: Ascent | None = None
+
+    def passed(self, now: Ascent) -> None:
+        """A step of which no row is wanted; the next one's angle is to its perturbation."""
+        self._last = now
 
     def rows(self, step: int, lrs: Sequence[float], now: Ascent, present: Tensor) -> list[dict[str, Any]]:
         """One row for each run (fields: :data:`disam_theory.traces.STEP_FIELDS`)."""

@@ -154,7 +154,11 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(tree: Params, run_axes: int = 0) -> Tensor:
     r"""$\lVert v\rVert_2$ over all tensors of a params dict, in float64; the first ``run_axes`` axes are kept."""
-    return dot(tree, tree, run_axes).sqrt()
+    lengths = [
+        torch.linalg.vector_norm(p.reshape((*p.shape[:run_axes], -1)), dim=-1, dtype=torch.float64)  # makes no copy
+        for p in tree.values()
+    ]
+    return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 
 
 def dot(a: Params, b: Params, run_axes: int = 0) -> Tensor:

@@ -136,14 +136,14 @@ class Job:
         splits = Splits()
         runs = [Run(record.settings, splits.of(record), record.seed) for record in stack]
         headers = [self._header(record, run.split) for record, run in zip(stack, runs, strict=True)]
-        every = self.record_every
-        writers = [_RunWriter(record.path, header, every) for record, header in zip(stack, headers, strict=True)]
+        writers = [_RunWriter(record.path, header) for record, header in zip(stack, headers, strict=True)]
         try:
             results = train(
                 self.model,
                 runs,
                 writers=writers,
                 evaluate_every=self.evaluate_every,
+                record_every=self.record_every,
                 snapshot_steps=self.snapshot_steps if any(self._keeps(record) for record in stack) else (),
                 device=self.device,
                 progress=progress,
@@ -190,15 +190,11 @@ class Splits:
 
 
 class _RunWriter(TraceWriter):
-    """Writes every so many steps and the evaluated ones beside ``path``, and takes its name once the trace is whole."""
+    """Writes beside ``path``, and takes its name once the trace is whole."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any], every: int) -> None:
-        self._named, self._every = path, every
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self._named = path
         super().__init__(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial"), header)
-
-    def append(self, step: Mapping[str, Any]) -> None:
-        if step["step"] % self._every == 0 or "evaluation" in step:
-            super().append(step)
 
     def close(self, end: str = "finished", **why: Any) -> None:
         if self._file.closed:

@@ -7,7 +7,6 @@ are of another shape, make up programs of their own beside the others'.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +26,10 @@ from disam_theory.algorithms import (
     objectives,
     relatives,
 )
-from disam_theory.domains import Split
+from disam_theory.domains import Domain, Split
 from disam_theory.errors import UsageError
 from disam_theory.losses import Params, cross_entropy
 from disam_theory.matching import MATCHED, Statistics, last_linear
-from disam_theory.perturbations import norm
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
 
 
@@ -59,6 +57,7 @@ def train(
     *,
     writers: Sequence[TraceWriter] | None = None,
     evaluate_every: int = 25,
+    record_every: int = 1,
     snapshot_steps: Sequence[int] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -68,7 +67,8 @@ def train(
 
     The runs must agree in everything that shapes the stacked program: the settings' ``steps``, ``sampling``,
     ``batch_size``, ``variance`` and ``ascent_gradient``, and the number of source domains; full-batch runs also in
-    the number of samples. ``snapshot_steps`` are step numbers at whose start weights are kept; ``steps`` itself keeps
+    the number of samples. Every ``record_every``-th step is written, and the evaluated ones; what is only written is
+    not computed for others. ``snapshot_steps`` are step numbers at whose start weights are kept; ``steps`` itself keeps
     the final ones. ``progress`` is called after each step. A run whose loss stops being finite is marked
     diverged, its trace ends there, and the others go on.
     """
@@ -82,6 +82,7 @@ def train(
             [writers[r] for r in kind] if writers else None,
             torch.device(device),
             dtype,
+            record_every,
         )
         for kind in _kinds(runs)
     ]
@@ -112,19 +113,14 @@ def _kinds(runs: Sequence[Run]) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _divergences(
-    rows: list[dict[str, Any]], ascent: Ascent, present: Tensor, runs: Sequence[Run]
-) -> Iterator[tuple[int, str]]:
+def _divergences(step: int, ascent: Ascent, present: Tensor, runs: Sequence[Run]) -> Iterator[tuple[int, str]]:
     """The runs whose loss or gradient at the ascent point, or whose update, is not finite, each with where."""
-    if ascent.update is ascent.gradient_ascent:
-        finite = [math.isfinite(row["grad_norm_ascent"]) for row in rows]
-    else:
-        finite = norm(ascent.update, 1).isfinite().tolist()
-    for r, (row, here) in enumerate(zip(rows, present.tolist(), strict=True)):
-        losses = zip(runs[r].split.sources, row["losses_ascent"], here, strict=True)
-        bad = [domain.name for domain, value, there in losses if there and not math.isfinite(value)]
-        if bad or not (math.isfinite(row["grad_norm_ascent"]) and finite[r]):
-            yield r, f"not finite at step {row['step']} in {f'domain {bad[0]!r}' if bad else 'the gradient'}"
+    lost = (present > 0) & ~ascent.losses_ascent.isfinite()  # (R, M)
+    trees = {id(tree): tree for tree in (ascent.gradient_ascent, ascent.update)}
+    whole = [values.flatten(1).isfinite().all(1) for tree in trees.values() for values in tree.values()]
+    for r in (lost.any(1) | ~torch.stack(whole).all(0)).nonzero().flatten().tolist():
+        bad = [domain.name for domain, gone in zip(runs[r].split.sources, lost[r].tolist(), strict=True) if gone]
+        yield r, f"not finite at step {step} in {f'domain {bad[0]!r}' if bad else 'the gradient'}"
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -155,8 +151,9 @@ class _Program:
         writers: Sequence[TraceWriter] | None,
         device: torch.device,
         dtype: torch.dtype,
+        record_every: int,
     ) -> None:
-        self.runs, self.settings = runs, runs[0].settings
+        self.runs, self.settings, self.record_every = runs, runs[0].settings, record_every
         self.results, self.writers, self.records = results, writers, StepRecords()
         self.device, self.dtype = device, dtype
         self.template, self.params = _initial(model, runs, device, dtype)
@@ -193,16 +190,20 @@ class _Program:
             self.domain_order = torch.stack([_domain_orders(run, self.M) for run in runs]).to(self.device)
 
     def advance(self, step: int, *, evaluate: bool) -> None:
-        """One step of every run, written to the traces of those that have not diverged."""
+        """One step of every run, written to the traces of those that have not diverged if it is to be recorded."""
         evaluation = self.evaluate() if evaluate and self.writers else None
+        recorded = self.writers is not None and (step % self.record_every == 0 or evaluate)
         lrs = [run.settings.lr_at(step) for run in self.runs]
-        present, ascent = self._step(step, lrs)
-        rows = self.records.rows(step, lrs, ascent, present)
-        for r, why in _divergences(rows, ascent, present, self.runs):
+        present, ascent = self._step(step, lrs, measured=recorded)
+        for r, why in _divergences(step, ascent, present, self.runs):
             if self.results[r].diverged is None:
                 self.results[r].diverged = why
                 if self.writers:
                     self.writers[r].close("diverged", why=why)
+        if not recorded:
+            self.records.passed(ascent)
+            return
+        rows = self.records.rows(step, lrs, ascent, present)
         for r, writer in enumerate(self.writers or ()):
             if self.results[r].diverged is None:
                 writer.append(rows[r] if evaluation is None else {**rows[r], "evaluation": evaluation[r]})
@@ -220,11 +221,11 @@ class _Program:
             if self.writers and result.diverged is None:
                 self.writers[r].close("finished", step=self.settings.steps, evaluation=final[r])
 
-    def _step(self, step: int, lrs: Sequence[float]) -> tuple[Tensor, Ascent]:
+    def _step(self, step: int, lrs: Sequence[float], *, measured: bool) -> tuple[Tensor, Ascent]:
         """Advance every run's weights; returns which domains were present (R, M), and the step."""
         index = self.order[:, step % self.order.shape[1]]
         batch = [
-            values[index.flatten()].view(*index.shape, *values.shape[1:])
+            values.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
             for values in (self.inputs, self.labels, self.domains)
         ]
         inputs, labels, domains = batch
@@ -236,12 +237,12 @@ class _Program:
         def losses_of(params: Params) -> Tensor | tuple[Tensor, Statistics]:
             return self._losses(params, inputs, labels, domains, average)
 
-        ascent = self._ascent(losses_of, step, counts, present)
+        ascent = self._ascent(losses_of, step, counts, present, measured)
         self.objective, self.matching = ascent.objective, ascent.matching
         self._update(ascent.update, torch.tensor(lrs, dtype=self.dtype, device=self.device))
         return present, ascent
 
-    def _ascent(self, losses_of: LossesOf, step: int, counts: Tensor, present: Tensor) -> Ascent:
+    def _ascent(self, losses_of: LossesOf, step: int, counts: Tensor, present: Tensor, measured: bool) -> Ascent:
         if self.settings.algorithm == "dgsam":
             order = self.domain_order[:, step]
             return gradual_point(losses_of, self.params, order=order, present=present, rho=self.rho, lam=self.lam)
@@ -257,6 +258,7 @@ class _Program:
             relatives=self.relatives,
             objective=self.objective,
             matching=self.matching,
+            measured=measured,
         )
 
     def _forward(self, params: Params, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -316,27 +318,28 @@ class _Program:
         """Each run's losses on all training data, and loss and accuracy on validation parts and the unseen domain."""
         rows: list[dict[str, Any]] = [{} for _ in self.runs]
         for split, members in zip(self.splits, self.members, strict=True):
-            params = {name: p[members] for name, p in self.params.items()}
-            train = [self._score(params, d.inputs, d.labels)[0] for d in split.sources]
-            kept = _pooled_data(split.validation)
-            _, validation = self._score(params, *kept)
-            unseen_loss, unseen = self._score(params, split.unseen.inputs, split.unseen.labels)
+            parts = [*split.sources, *split.validation, split.unseen]
+            each, correct = self._score({name: p[members] for name, p in self.params.items()}, parts)
+            M, sizes = self.M, [len(part) for part in parts]
+            losses = torch.stack([part.mean(1) for part in each.split(sizes, 1)], 1).tolist()
+            validation = correct[:, sum(sizes[:M]) : -sizes[-1]].mean(1).tolist()
+            unseen = correct[:, -sizes[-1] :].mean(1).tolist()
             for k, r in enumerate(members):
                 rows[r] = {
-                    "losses": [float(loss[k]) for loss in train],
-                    "validation_accuracy": float(validation[k]),
-                    "unseen_loss": float(unseen_loss[k]),
-                    "unseen_accuracy": float(unseen[k]),
+                    "losses": losses[k][:M],
+                    "validation_accuracy": validation[k],
+                    "unseen_loss": losses[k][-1],
+                    "unseen_accuracy": unseen[k],
                 }
         return rows
 
-    def _score(self, params: Params, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss (r,) and accuracy (r,) of r runs on the same data."""
+    def _score(self, params: Params, parts: Sequence[Domain]) -> tuple[Tensor, Tensor]:
+        """Loss of each sample of the parts, (r, N), and whether it is right, of r runs."""
         r = len(next(iter(params.values())))
-        x = inputs.to(self.device, self.dtype).expand(r, *inputs.shape)
+        inputs, labels = _pooled_data(parts)
         y = labels.to(self.device).expand(r, -1)
-        outputs, *_ = self._forward(params, x)
-        return _each(outputs, y).mean(1), (outputs.argmax(-1) == y).double().mean(1)
+        outputs, *_ = self._forward(params, inputs.to(self.device, self.dtype).expand(r, *inputs.shape))
+        return _each(outputs, y), (outputs.argmax(-1) == y).double()
 
 
 def _twice(params: Params) -> Params:
@@ -375,7 +378,7 @@ def _initial(
     return template, stacks
 
 
-def _pooled_data(domains: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _pooled_data(domains: Sequence[Domain]) -> tuple[Tensor, Tensor]:
     return torch.cat([d.inputs for d in domains]), torch.cat([d.labels for d in domains])
 
 

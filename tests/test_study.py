@@ -202,7 +202,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_has_and_an_older_trace_stays(tmp_p
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_processes_that_make_one_run_do_not_harm_each_other(first, tmp_path):
     header = {"domains": ["a"], "sizes": [1], "settings": {}}
-    writers = [_RunWriter(tmp_path / "seed0.jsonl", header, 1) for _ in range(2)]
+    writers = [_RunWriter(tmp_path / "seed0.jsonl", header) for _ in range(2)]
     for writer in writers:
         writer.append({"step": 0, **dict.fromkeys(STEP_FIELDS, 0.0)})
     writers[first].close()
