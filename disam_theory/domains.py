@@ -27,11 +27,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain ``D_i``: ``inputs`` and one label a sample (class index, or a real target for regression)."""
+    """One domain ``D_i``: ``inputs`` and one label a sample (class index, or a real target for regression).
+
+    ``groups``: samples of one number belong together, as windows of one recording do, and no split parts them.
+    """
 
     name: str
     inputs: Tensor  # (n, ...)
     labels: Tensor  # (n,)
+    groups: Tensor | None = None  # (n,)
 
     def __post_init__(self) -> None:
         """Raise :class:`UsageError` for a domain that no mean or split can be taken of."""
@@ -40,6 +44,8 @@ class Domain:
                 f"domain {self.name!r} has {len(self.inputs)} inputs and {len(self.labels)} labels; "
                 "give one label a sample"
             )
+        if self.groups is not None and len(self.groups) != len(self.labels):
+            raise UsageError(f"domain {self.name!r} has {len(self.labels)} samples in {len(self.groups)} group numbers")
         if len(self.inputs) < 2:
             raise UsageError(
                 f"domain {self.name!r} has {len(self.inputs)} sample(s); at least 2 are needed, "
@@ -56,14 +62,15 @@ class Domain:
 
     def take(self, index: Tensor) -> Domain:
         """The samples at ``index`` (k,), under the same name."""
-        return Domain(self.name, self.inputs[index], self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        return Domain(self.name, self.inputs[index], self.labels[index], groups)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Domain:
         """The domain on ``device`` with inputs in ``dtype``; class labels keep their integer type."""
         labels = self.labels.to(device)
         if labels.is_floating_point():
             labels = labels.to(dtype)
-        return Domain(self.name, self.inputs.to(device=device, dtype=dtype), labels)
+        return Domain(self.name, self.inputs.to(device=device, dtype=dtype), labels, self.groups)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Suite:
         raise unknown_name(f"domain of suite {self.name!r}:", name, [d.name for d in self.domains])
 
     def split(self, held_out: str, *, validation: float = 0.2, rng: int = 0) -> Split:
-        """Hold out one domain; of each other domain a share ``validation`` (at least one sample) is kept aside."""
+        """Hold out one domain; of each other domain a share ``validation`` (at least two samples) is kept aside."""
         return Split(*hold_out(self.domains, self[held_out].name, validation=validation, rng=rng))
 
 
@@ -130,12 +137,24 @@ def hold_out(
     train, kept = [], []
     for domain in domains:
         if domain.name != held_out:
-            generator = np.random.default_rng([rng, len(domain)])
-            order = torch.from_numpy(generator.permutation(len(domain)))
-            cut = max(2, round(validation * len(domain)))
+            order, cut = _drawn(domain, validation, np.random.default_rng([rng, len(domain)]))
             train.append(domain.take(order[cut:]))
             kept.append(domain.take(order[:cut]))
     return tuple(train), tuple(kept), next(domain for domain in domains if domain.name == held_out)
+
+
+def _drawn(domain: Divisible, share: float, generator: np.random.Generator) -> tuple[Tensor, int]:
+    """The samples in random order, and how many of the first are kept aside: whole groups, where there are any."""
+    cut = max(2, round(share * len(domain)))
+    groups = getattr(domain, "groups", None)
+    if groups is None:
+        return torch.from_numpy(generator.permutation(len(domain))), cut
+    names, members = np.unique(groups.numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise UsageError(f"domain {domain.name!r} is one group, which no split parts; give it two groups or none")
+    place = generator.permutation(len(names))[members]
+    ends = np.cumsum(np.bincount(place))[:-1]  # how many samples the first groups have; not all of them
+    return torch.from_numpy(np.argsort(place, kind="stable")), int(ends[np.abs(ends - cut).argmin()])
 
 
 def load_suite(name: str, *, rng: int = 0, image_size: int = 224) -> Suite:
@@ -262,6 +281,23 @@ def digits_unequal(rng: int = 0, *, ratio: int) -> Suite:
     return Suite(f"digits-unequal-{ratio}", _parts(images, labels, recipe, rng), 10)
 
 
+def watch_subjects(rng: int = 0) -> Suite:
+    """Ten people's exercises as a smartwatch records them, a person a domain; ``rng`` changes nothing.
+
+    The windows of :func:`disam_theory.watch.windows`, 120 numbers each, with the recording they are of as their group.
+    """
+    from disam_theory.watch import EXERCISES, windows
+
+    inputs, labels, people, recordings = windows()
+    domains = []
+    for person in range(1, 11):
+        at = people == person
+        each = torch.from_numpy(inputs[at].astype(np.float32))
+        groups = torch.from_numpy(recordings[at])
+        domains.append(Domain(f"person{person}", each, torch.from_numpy(labels[at]), groups))
+    return Suite("watch-subjects", tuple(domains), len(EXERCISES))
+
+
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Recipe = list[tuple[str, int, Transform]]  # (domain name, share of the images, what is done to them)
 
@@ -270,6 +306,7 @@ SUITES: dict[str, Callable[[int], Suite]] = {
     "digits-corrupted": digits_corrupted,
     "digits-sources": digits_sources,
     **{f"digits-unequal-{ratio}": functools.partial(digits_unequal, ratio=ratio) for ratio in UNEQUAL},
+    "watch-subjects": watch_subjects,
 }
 
 

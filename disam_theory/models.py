@@ -12,6 +12,11 @@ def digits_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
+def watch_mlp() -> nn.Module:
+    """A multilayer perceptron 120-32-7 for the suite watch-subjects: smooth (tanh), as :func:`digits_mlp` is."""
+    return nn.Sequential(nn.Linear(120, 32), nn.Tanh(), nn.Linear(32, 7))
+
+
 class CosineAdapter(nn.Module):
     r"""(image's feature $x$, classes' embeddings $e_c$ of norm one) -> logits $s\cos(x+A(x),e_c)$.
 
