@@ -346,11 +346,7 @@ class _Run:
         passes = itertools.count()
 
         def closure() -> tuple[Tensor, Tensor, Statistics | None]:
-            number = next(passes)
-            own_mask = self.options.dropout_mask == "new"
-            torch.manual_seed(derived_seed(MASKS, self.options.seed, step, number if own_mask else 0))
-            keeps = number > 0 and self.options.batch_norm == "first"
-            with _kept_statistics(self.model) if keeps else contextlib.nullcontext():
+            with one_pass(self.model, self.options, step, next(passes)):
                 outputs, features = self._with_features(inputs)
             losses, shares = by_domain(cross_entropy(outputs, labels), domains, len(self.sizes))
             if self.settings.sampling == "stratified":
@@ -542,6 +538,18 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def one_pass(model: nn.Module, options: Options, step: int, number: int) -> Iterator[None]:
+    """A step's forward pass ``number``, from 0: dropout's mask and batch norm's statistics as the options have them."""
+    seed = derived_seed(MASKS, options.seed, step, number if options.dropout_mask == "new" else 0)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack for devices that are not there
+    if torch.device(options.device).type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    keeps = number > 0 and options.batch_norm == "first"
+    with _kept_statistics(model) if keeps else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

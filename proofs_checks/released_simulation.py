@@ -8,8 +8,10 @@ far apart.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,6 +28,7 @@ from disam_theory.losses import Params, cross_entropy, model_losses, parameters_
 from disam_theory.models import digits_mlp
 from disam_theory.optim import SharpnessAware, by_domain
 from disam_theory.perturbations import disam_weights, dot, norm
+from disam_theory.single_run import Options, one_pass
 from disam_theory.statistics import paired_interval
 from disam_theory.training import Result, Run, train
 
@@ -276,20 +279,37 @@ def _mode_values(
 
 def _in_modes(network: Network, seed: int, modes: tuple[str, str]) -> tuple[nn.Module, ...]:
     """SAM's run in each mode, DISAM's in the second, and what the three start from."""
-    split = split_of(SUITES[0], seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        start = network().double()
-    _fine_tune(start, split, 2 * seed, "erm", "train", steps=20)
+    start = _start(network, seed)
     arms = [("sam", modes[0]), ("sam", modes[1]), ("disam", modes[1])]
     models = [copy.deepcopy(start) for _ in arms]
     for model, (algorithm, mode) in zip(models, arms, strict=True):
-        _fine_tune(model, split, 2 * seed + 1, algorithm, mode, steps=STEPS)
+        _fine_tune(model, split_of(SUITES[0], seed), 2 * seed + 1, algorithm, mode)
     return (*models, start)
 
 
-def _fine_tune(model: nn.Module, split: Split, rng: int, algorithm: str, mode: str, *, steps: int) -> None:
-    """Train ``model`` in place; ``rng`` decides the batches and dropout's masks."""
+def _start(network: Network, seed: int) -> nn.Module:
+    """Weights and running statistics after 20 steps of ERM, in place of pretraining."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        start = network().double()
+    _fine_tune(start, split_of(SUITES[0], seed), 2 * seed, "erm", "train", steps=20)
+    return start
+
+
+def _fine_tune(
+    model: nn.Module,
+    split: Split,
+    rng: int,
+    algorithm: str,
+    mode: str,
+    *,
+    passes: Options | None = None,
+    steps: int = STEPS,
+) -> None:
+    """Train ``model`` in place; ``rng`` decides the batches and dropout's masks.
+
+    ``passes``: how the passes of a step are made in ``disam-theory train``; None makes them plain, as released.
+    """
     inputs, labels, domains = _pool(split)
     options: dict[str, Any] = {name: getattr(PAPER, name) for name in ("rho", "lam", "lr", "momentum")}
     optimizer = SharpnessAware(model.parameters(), torch.optim.SGD, algorithm=algorithm, **options)
@@ -297,11 +317,12 @@ def _fine_tune(model: nn.Module, split: Split, rng: int, algorithm: str, mode: s
     model.train(mode == "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        for _ in range(steps):
-            index = torch.from_numpy(order.permutation(len(labels))[: PAPER.batch_size])
+        for step in range(steps):
+            index, numbers = order.permutation(len(labels))[: PAPER.batch_size], itertools.count()
 
-            def losses(index: Tensor = index) -> tuple[Tensor, Tensor]:
-                each = cross_entropy(model(inputs[index]), labels[index])
+            def losses(index: Any = index, numbers: Any = numbers, step: int = step) -> tuple[Tensor, Tensor]:
+                with one_pass(model, passes, step, next(numbers)) if passes else contextlib.nullcontext():
+                    each = cross_entropy(model(inputs[index]), labels[index])
                 return by_domain(each, domains[index], len(split.sources))
 
             optimizer.step(losses)
@@ -313,6 +334,49 @@ def _running_apart(model: nn.Module, other: nn.Module, start: nn.Module) -> floa
         {name: value for name, value in m.named_buffers() if value.is_floating_point()} for m in (model, other, start)
     )
     return float(norm({name: ours[name] - theirs[name] for name in ours}) / norm(begin)) if ours else 0.0
+
+
+# --- what training mode does in the two passes of a step, and dropout: beside code-sam-eval-mode ---
+
+
+@functools.cache
+def passes_training(network: Network = normalised, *, control: Network = digits_mlp) -> Simulation:
+    r"""DISAM's runs with the options of ``disam-theory train`` that two plain passes amount to, less its defaults.
+
+    One at a time: dropout's mask in the second pass, what batch norm's statistics are of, and whether there is dropout.
+    ``control`` is a network that the first two should not move. In training mode batch
+    norm's running statistics have no part in the steps: they move what is evaluated and not the weights.
+    """
+    choices = (Options(), Options(dropout_mask="new"), Options(batch_norm="both"))
+    bare = _start(control, 0)
+    ends = [parameters_of(_passes(bare, 0, options)) for options in choices]
+    if any(not torch.equal(end[name], ends[0][name]) for end in ends for name in end):
+        raise ComputationError("without batch norm and dropout the passes of a step should be the same")
+    start = [_start(network, seed) for seed in range(SEEDS)]
+    plain, masks, both = ([_passes(model, k, options) for k, model in enumerate(start)] for options in choices)
+    without = [_passes(model, k, Options(), dropout=0.0) for k, model in enumerate(start)]
+    compared = {
+        "a mask of dropout in each pass, less one a step": (masks, plain),
+        "batch norm's statistics of both passes, less of the first": (both, plain),
+        "dropout of 0.5, less none": (plain, without),
+    }
+    splits = [split_of(SUITES[0], seed) for seed in range(SEEDS)]
+    values = {what: _mode_values(*pair, start, splits) for what, pair in compared.items()}
+    rows = [row for what, each in values.items() for row in _rows({"runs": what}, each)]
+    unmoved = {"without_batch_norm_and_dropout": "the first two end at the same weights to the last bit"}
+    least = min(min(each[DISTANCE]) for each in values.values())
+    return Simulation("DISAM with batch norm and dropout", least, rows, {"control": unmoved})
+
+
+def _passes(start: nn.Module, seed: int, options: Options, *, dropout: float = 0.5) -> nn.Module:
+    """DISAM's run from ``start`` on."""
+    model = copy.deepcopy(start)
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = dropout
+    options = replace(options, seed=2 * seed + 1)
+    _fine_tune(model, split_of(SUITES[0], seed), options.seed, "disam", "train", passes=options)
+    return model
 
 
 # --- the defaults: code-defaults ---

@@ -27,6 +27,7 @@ from proofs_checks.released_simulation import (
     defaults_training,
     distance,
     mode_training,
+    passes_training,
     quality,
     split_of,
     variance_training,
@@ -165,6 +166,20 @@ def test_fine_tuning_is_repeatable_and_dropout_tells_the_modes_apart():
 def test_a_control_that_tells_the_modes_apart_is_an_error():
     with pytest.raises(ComputationError, match="same steps"):
         mode_training(control=released_simulation.normalised)
+
+
+def test_the_two_passes_move_what_they_should():
+    """Batch norm's running statistics are of no influence on a step in training mode; dropout's masks are."""
+    simulation = passes_training()
+    masks, both, dropout = dict.fromkeys(row["runs"] for row in simulation.rows)
+    assert row_of(simulation, DISTANCE, runs=masks)["low"] > 0.1
+    assert row_of(simulation, DISTANCE, runs=dropout)["low"] > 0.1
+    assert row_of(simulation, DISTANCE, runs=both)["high"] == 0.0 < row_of(simulation, RUNNING, runs=both)["low"]
+    for runs in (masks, both, dropout):
+        loss = row_of(simulation, LOSS, runs=runs)
+        assert loss["low"] < loss["estimate"] < loss["high"]
+    with pytest.raises(ComputationError, match="should be the same"):
+        passes_training(control=released_simulation.normalised)
 
 
 def test_the_released_defaults_end_where_erm_does():
