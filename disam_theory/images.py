@@ -1,14 +1,21 @@
 """Folders of images -> files and labels by domain -> a leave-one-domain-out split -> batches, images read when used.
 
 Layouts: DomainBed's ``ROOT/DATASET/domain/class/*.jpg`` of the :data:`BENCHMARKS`, any ``ROOT/domain/class/*.jpg``, and
-official split lists ``<domain>_{train,crossval,test}_kfold.txt``: a path and a label from 1 on a line. The lists hold
-for PACS; images and lists lie under ``raw_images/`` there.
+official splits:
+
+* PACS: lists ``<domain>_{train,crossval,test}_kfold.txt``, a path and a label from 1 on a line; images and lists lie
+  under ``raw_images/`` there.
+* VLCS: ``<domain>_{train,crossval,test}.txt`` with labels from 0, or folders
+  ``domain/{train,crossval,test,full}/class/*.jpg``, of which full is tested on where it is there.
+* DomainNet: such lists without crossval. Validation is on the sources' test lists and the test on the unseen domain's,
+  as the official code does it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +38,7 @@ from disam_theory.domains import (
 )
 from disam_theory.errors import UsageError, unknown_name
 
-PARTS = ("train", "crossval", "test")  # of the official lists; the last one is all of a domain
+PARTS = ("train", "crossval", "test")  # of the official splits
 
 
 @dataclass(frozen=True)
@@ -125,11 +132,18 @@ def image_split(
     """
     folder, domains = _domain_folders(root, dataset)
     unseen = _chosen(test_domain, domains, dataset)
-    listed = _official_lists(folder) if lists is not False else {}
+    listed = _official_lists(folder, domains, dataset) if lists is not False else None
     if listed:
         return _from_lists(folder, domains, unseen, listed)
+    if parts := _part_folders(domains):
+        if lists is not False:
+            return _from_parts(parts, unseen)
+        domains = {name: _whole(of_domain) for name, of_domain in parts.items()}
     if lists:
-        raise UsageError(f"{folder}: no official split lists (*_train_kfold.txt); leave --splits at random")
+        raise UsageError(
+            f"{folder}: no official split lists (DOMAIN_train_kfold.txt, DOMAIN_train.txt), nor folders "
+            "DOMAIN/train, crossval, test; use --splits random"
+        )
     index = _classes(domains)
     found = [_read_folder(name, path, index) for name, path in domains.items()]
     return ImageSplit(*hold_out(found, unseen, validation=validation, rng=rng), len(index))
@@ -203,49 +217,98 @@ def _read_folder(name: str, folder: Path, index: Mapping[str, int]) -> ImageDoma
     return ImageDomain(name, tuple(paths), labels)
 
 
-# --- official lists ---
+# --- official splits ---
 
 
-def _official_lists(folder: Path) -> dict[str, Path]:
-    """The lists' files by name, in the folder or in one of its folders that is not a domain's."""
-    return {path.name: path for pattern in ("*_kfold.txt", "*/*_kfold.txt") for path in sorted(folder.glob(pattern))}
+@dataclass(frozen=True)
+class _Lists:
+    """The file of each domain's part, how the files' names end, and the label of the first class in them."""
+
+    files: Mapping[tuple[str, str], Path]
+    ending: str
+    first: int
 
 
-def _from_lists(folder: Path, domains: Mapping[str, Path], unseen: str, lists: Mapping[str, Path]) -> ImageSplit:
+def _official_lists(folder: Path, domains: Mapping[str, Path], dataset: str | None) -> _Lists | None:
+    """The lists in the folder or in one of its folders, by any of a domain's names; None where there is none."""
+    also = BENCHMARKS[dataset].domains.values() if dataset else ()
+    names = {name: {path.name, *next((own for own in also if own[0] == name), ())} for name, path in domains.items()}
+    for ending, first in (("_kfold.txt", 1), (".txt", 0)):
+        found = {path.name.lower(): path for at in ("", "*/") for path in sorted(folder.glob(f"{at}*{ending}"))}
+        files = {
+            (name, part): found[called]
+            for name, part in itertools.product(domains, PARTS)
+            for own in names[name]
+            if (called := f"{own}_{part}{ending}".lower()) in found
+        }
+        if not any(part == "crossval" for _, part in files):
+            files |= {(name, "crossval"): path for (name, part), path in files.items() if part == "test"}
+        if files:
+            return _Lists(files, ending, first)
+    return None
+
+
+def _from_lists(folder: Path, domains: Mapping[str, Path], unseen: str, lists: _Lists) -> ImageSplit:
     parts = {part: [n for n in domains if n != unseen] if part != "test" else [unseen] for part in PARTS}
     classes: dict[int, str] = {}
     found = {
         part: tuple(_read_list(folder, name, part, lists, classes) for name in names) for part, names in parts.items()
     }
-    labels = sorted(classes)
+    labels, first = sorted(classes), lists.first
     if labels != list(range(len(labels))) or len(set(classes.values())) < len(labels):
-        said = ", ".join(f"{label + 1} {classes[label]}" for label in labels)
-        raise UsageError(f"{folder}: the split lists' labels are not 1, 2, ... with a class each: {said}")
+        said = ", ".join(f"{label + first} {classes[label]}" for label in labels)
+        raise UsageError(
+            f"{folder}: the split lists' labels are not {first}, {first + 1}, ... with a class each: {said}"
+        )
     return ImageSplit(found["train"], found["crossval"], found["test"][0], len(labels))
 
 
-def _read_list(folder: Path, name: str, part: str, lists: Mapping[str, Path], classes: dict[int, str]) -> ImageDomain:
+def _read_list(folder: Path, name: str, part: str, lists: _Lists, classes: dict[int, str]) -> ImageDomain:
     """The images of one list; ``classes`` collects which folder each label stands for."""
-    wanted = f"{name}_{part}_kfold.txt"
-    if wanted not in lists:
+    if (name, part) not in lists.files:
+        wanted = f"{name}_{part}{lists.ending}"
         raise UsageError(f"{folder}: {wanted} is missing beside the other split lists; add it, or use --splits random")
-    paths, labels = [], []
-    for number, line in enumerate(lists[wanted].read_text(encoding="utf-8").splitlines(), 1):
+    file, paths, labels = lists.files[name, part], [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{lists[wanted]}, line {number}"
+        where = f"{file}, line {number}"
         given, _, label = line.strip().rpartition(" ")
-        if not given or not label.isdecimal() or int(label) < 1:
-            raise UsageError(f"{where}: {line!r} is not a path and a label from 1 on")
+        if not given or not label.isdecimal() or int(label) < lists.first:
+            raise UsageError(f"{where}: {line!r} is not a path and a label from {lists.first} on")
         path = folder / given
         if not path.is_file():
-            raise UsageError(f"{where}: names {given}, and there is no such file in {folder}")
+            raise UsageError(f"{where}: names {given}, and there is no such file in {folder}; or use --splits random")
         paths.append(path)
-        labels.append(int(label) - 1)
+        labels.append(int(label) - lists.first)
         known = classes.setdefault(labels[-1], path.parent.name)
         if known != path.parent.name:
             raise UsageError(f"{where}: label {label} is given to {path.parent.name!r} here and to {known!r} before")
     return ImageDomain(name, tuple(paths), torch.tensor(labels))
+
+
+def _part_folders(domains: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """Each domain's folders by part, where all of them are parts and none is a class; else nothing."""
+    folders = {name: {p.name.lower(): p for p in path.iterdir() if p.is_dir()} for name, path in domains.items()}
+    apart = all(set(PARTS) <= of_domain.keys() <= {*PARTS, "full"} for of_domain in folders.values())
+    return folders if apart else {}
+
+
+def _whole(parts: Mapping[str, Path]) -> Path:
+    if "full" not in parts:
+        raise UsageError(f"{parts['train'].parent}: parted by folders, without one of all; use --splits official")
+    return parts["full"]
+
+
+def _from_parts(parts: Mapping[str, Mapping[str, Path]], unseen: str) -> ImageSplit:
+    tested = parts[unseen].get("full", parts[unseen]["test"])
+    index = _classes({str(path): path for of_domain in parts.values() for path in of_domain.values()})
+    sources = {name: of_domain for name, of_domain in parts.items() if name != unseen}
+    train, kept = (
+        tuple(_read_folder(name, of_domain[part], index) for name, of_domain in sources.items())
+        for part in ("train", "crossval")
+    )
+    return ImageSplit(train, kept, _read_folder(unseen, tested, index), len(index))
 
 
 # --- samples and their order ---

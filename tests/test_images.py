@@ -136,6 +136,78 @@ def test_a_missing_list_is_named(root):
         image_split(draw(root.parent / "other"), "sketch", lists=True)
 
 
+def write_plain_lists(root, domains, parts, at=None):
+    """Lists with labels from 0, as VLCS and DomainNet have them; ``parts`` says which images are in, by number."""
+    for domain, called in domains.items():
+        paths = sorted((root / domain).glob("*/*.png"))
+        lines = {p: f"{p.relative_to(root)} {CLASSES.index(p.parent.name)}" for p in paths}
+        for part, kept in parts.items():
+            content = [line for p, line in lines.items() if kept(p.stem)]
+            (at or root).mkdir(exist_ok=True)
+            ((at or root) / f"{called}_{part}.txt").write_text("\n".join(content) + "\n")
+
+
+def test_vlcs_lists_have_labels_from_0_and_other_names(tmp_path):
+    folders = {"VOC2007": "PASCAL", "LabelMe": "LABELME", "Caltech101": "CALTECH", "SUN09": "SUN"}
+    root = draw(tmp_path / "VLCS", tuple(folders))
+    parts = {"train": lambda n: n > "000", "crossval": lambda n: n == "000", "test": lambda n: True}
+    write_plain_lists(root, folders, parts)
+    split = image_split(tmp_path, "v", dataset="vlcs", lists=True)
+    assert (split.unseen.name, names(split.sources)) == ("VOC2007", ["LabelMe", "Caltech101", "SUN09"])
+    assert [(len(a), len(b)) for a, b in zip(split.sources, split.validation, strict=True)] == [
+        (18, 3),
+        (15, 3),
+        (12, 3),
+    ]
+    assert (len(split.unseen), split.classes) == (24, 3)
+    for domain in (*split.sources, *split.validation, split.unseen):
+        assert [CLASSES[label] for label in domain.labels.tolist()] == [p.parent.name for p in domain.paths]
+    (root / "SUN_crossval.txt").unlink()
+    with pytest.raises(UsageError, match=r"SUN09_crossval\.txt is missing"):
+        image_split(tmp_path, "v", dataset="vlcs")
+    (root / "SUN_crossval.txt").write_text("SUN09/dog/000.png -1\n")
+    with pytest.raises(UsageError, match="is not a path and a label from 0 on"):
+        image_split(tmp_path, "v", dataset="vlcs")
+
+
+@pytest.mark.parametrize("at", [".", "splits"])
+def test_domainnets_lists_have_no_crossval_and_test_on_a_part(tmp_path, at):
+    domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+    root = draw(tmp_path / "domain_net", domains, count=9)
+    parts = {"train": lambda n: n > "001", "test": lambda n: n <= "001"}
+    write_plain_lists(root, {name: name for name in domains}, parts, root / at)
+    split = image_split(tmp_path, "q", dataset="domainnet")
+    assert [len(d) for d in split.sources] == [21, 18, 15, 9, 6]
+    assert [len(d) for d in (*split.validation, split.unseen)] == [6] * 6
+    assert {p.stem for d in (*split.validation, split.unseen) for p in d.paths} == {"000", "001"}
+    assert len(image_split(tmp_path, "q", dataset="domainnet", lists=False).unseen) == 18
+
+
+def test_other_text_files_are_no_lists(root):
+    (root / "readme_train.txt").write_text("not a list\n")
+    assert len(image_split(root, "s", dataset="pacs").unseen) == 15
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_parts_in_folders_are_taken_as_the_official_split(tmp_path, full):
+    sizes = {"train": 5, "crossval": 2, "test": 3} | ({"full": 9} if full else {})
+    for domain in ("PASCAL", "LABELME", "CALTECH", "SUN"):
+        for part, count in sizes.items():
+            draw(tmp_path / "VLCS" / domain, (part,), count=count)
+    split = image_split(tmp_path, "l", dataset="vlcs")
+    assert [len(d) for d in (*split.sources, *split.validation)] == [15] * 3 + [6] * 3
+    assert (split.unseen.name, len(split.unseen), split.classes) == ("LabelMe", 27 if full else 9, 3)
+    for domain, part in ((split.sources[0], "train"), (split.validation[0], "crossval")):
+        assert {p.parents[1].name for p in domain.paths} == {part}
+        assert [CLASSES[label] for label in domain.labels.tolist()] == [p.parent.name for p in domain.paths]
+    if full:
+        drawn = image_split(tmp_path, "l", dataset="vlcs", lists=False)
+        assert [len(a) + len(b) for a, b in zip(drawn.sources, drawn.validation, strict=True)] == [27] * 3
+    else:
+        with pytest.raises(UsageError, match="use --splits official"):
+            image_split(tmp_path, "l", dataset="vlcs", lists=False)
+
+
 # --- samples ---
 
 
