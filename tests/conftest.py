@@ -26,6 +26,15 @@ def torchvision():
         yield importlib.import_module("torchvision")
 
 
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    """timm, which imports torchvision."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        pytest.skip("timm is not installed")
+
+
 @pytest.fixture
 def make_domain():
     """``make_domain(name, n, shape, classes, rng)``: Gaussian inputs in float64 and uniform labels."""
