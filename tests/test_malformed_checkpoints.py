@@ -16,6 +16,7 @@ import subprocess
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -72,19 +73,23 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("malformed")
 
 
+class Attempt(NamedTuple):
+    code: int
+    said: str
+
+
 @pytest.fixture
 def attempt(folder, capsys, request):
-    """``attempt(content, codes)``: convert a file of these bytes; returns what is said about it."""
+    """``attempt(content)``: convert a file of these bytes; returns the exit code and what is said about it."""
     GENERATORS.add(request.node.name.partition("[")[0])
 
-    def convert(content: bytes, codes=(2,), suffix=".pt"):
+    def convert(content: bytes, suffix=".pt"):
         TRIED.add(hash(content))
         source, out = folder / f"c{suffix}", folder / "out.safetensors"
         source.write_bytes(content)
         out.unlink(missing_ok=True)
         code = main(["convert", str(source), "--out", str(out)])
         streams = capsys.readouterr()
-        assert code in codes, streams.err
         assert out.exists() == (code == 0)
         if code == 0:
             weights = safetensors.torch.load_file(out)
@@ -95,7 +100,7 @@ def attempt(folder, capsys, request):
             assert streams.err.count("\n") == 1
             assert len(streams.err) < 1500
             assert "Traceback" not in streams.err
-        return streams.err
+        return Attempt(code, streams.err)
 
     return convert
 
@@ -103,19 +108,19 @@ def attempt(folder, capsys, request):
 def test_the_files_that_are_spoilt_below_are_sound(attempt):
     for name, content in SOUND.items():
         suffix = ".safetensors" if name == "safetensors" else ".pt"
-        assert attempt(content, (0,), suffix) == ""
+        assert attempt(content, suffix) == (0, "")
 
 
 @repeatable(80)
 @given(name=NAMES, share=st.floats(0.0, 1.0, exclude_max=True))
 def test_cut_short_anywhere(attempt, name, share):
     content = SOUND[name]
-    attempt(content[: int(share * len(content))])
+    assert attempt(content[: int(share * len(content))]).code == 2
 
 
 @pytest.mark.parametrize("name", sorted(SOUND))
 def test_cut_short_by_one_byte(attempt, name):
-    attempt(SOUND[name][:-1])
+    assert attempt(SOUND[name][:-1]).code == 2
 
 
 @repeatable(120)
@@ -126,7 +131,7 @@ def test_bits_flipped(attempt, name, places):
     content = bytearray(SOUND[name])
     for share, bit in places:
         content[int(share * len(content))] ^= 1 << bit
-    attempt(bytes(content), (0, 2))
+    assert attempt(bytes(content)).code in (0, 2)
 
 
 @repeatable(60)
@@ -139,7 +144,7 @@ def test_bytes_changed_in_the_instructions(attempt, name, place, byte):
     content = bytearray(SOUND[name])
     assume(content[place] != byte)
     content[place] = byte
-    attempt(bytes(content), (0, 2))
+    assert attempt(bytes(content)).code in (0, 2)
 
 
 @repeatable(40)
@@ -150,7 +155,7 @@ def test_bytes_changed_in_an_archives_pickle_whose_checksum_fits(attempt, place,
         pickled[place % len(pickled)] = byte
         return bytes(pickled)
 
-    attempt(rezipped(SOUND["domainbed"], change), (0, 2))
+    assert attempt(rezipped(SOUND["domainbed"], change)).code in (0, 2)
 
 
 def rezipped(content, change, compression=zipfile.ZIP_STORED):
@@ -185,7 +190,7 @@ MAGICS = [
 @repeatable(60)
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=300), suffix=st.sampled_from([".pt", ".safetensors", ""]))
 def test_foreign_files(attempt, magic, rest, suffix):
-    attempt(magic + rest, (2,), suffix)
+    assert attempt(magic + rest, suffix).code == 2
 
 
 # --- wrong nesting, and values that are no tensors ---
@@ -215,37 +220,36 @@ VALUES = st.recursive(
 @repeatable(80)
 @given(content=VALUES)
 def test_nested_in_other_ways(attempt, content):
-    attempt(written(content), (0, 2))
+    assert attempt(written(content)).code in (0, 2)
 
 
 @pytest.mark.parametrize("key", CONTAINERS)
 def test_a_file_that_holds_itself(attempt, key):
     content = {}
     content[key] = content
-    assert "no state dict" in attempt(written(content))
+    assert "no state dict" in attempt(written(content)).said
 
 
 def test_what_is_nested_without_end(attempt):
     content = {"w": torch.ones(1)}
     for _ in range(300):
         content = {"model": content}
-    attempt(written(content))
+    assert attempt(written(content)).code == 2
 
 
 def test_a_value_that_unfolds_to_billions_is_not_unfolded(attempt):
     value = ["lol"] * 10
     for _ in range(12):
         value = [value] * 10
-    attempt(written({"w": torch.ones(1), "args": {"x": value}}), (0,))
+    assert attempt(written({"w": torch.ones(1), "args": {"x": value}})).code == 0
 
 
 def test_attributes_that_stand_for_methods(attempt):
     state = Call(OrderedDict, [("w", torch.ones(2))], state={"items": 3, "keys": 3, "get": 3})
-    attempt(written(state), (0,))
+    assert attempt(written(state)).code == 0
     methods = {"detach": 3, "numel": 3, "element_size": 3, "clone": 3}
-    attempt(
-        written({"w": Call(torch._tensor._rebuild_from_type_v2, torch.Tensor, torch.Tensor, ([1.0],), methods)}), (0,)
-    )
+    spoilt = Call(torch._tensor._rebuild_from_type_v2, torch.Tensor, torch.Tensor, ([1.0],), methods)
+    assert attempt(written({"w": spoilt})).code == 0
 
 
 # --- code ---
@@ -309,7 +313,8 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(attempt, folder, name, 
     if shape == "alone":
         ways += [pickle.dumps(content, protocol) for protocol in (2, 4)]
     for way in ways:
-        said = attempt(way)
+        code, said = attempt(way)
+        assert code == 2
         assert name.rpartition(".")[2] in said.partition("refused")[2]
         assert not canary.exists()
 
@@ -331,8 +336,8 @@ ASSEMBLED = {
 def test_pickles_put_together_by_hand(attempt, folder, kind):
     canary = folder / "canary"
     instructions = ASSEMBLED[kind].replace(b"{}", str(canary).encode())
-    attempt(instructions)
-    attempt(rezipped(SOUND["zip"], lambda data: instructions))
+    assert attempt(instructions).code == 2
+    assert attempt(rezipped(SOUND["zip"], lambda data: instructions)).code == 2
     assert not canary.exists()
 
 
@@ -341,9 +346,9 @@ def test_pickles_put_together_by_hand(attempt, folder, kind):
 
 @pytest.mark.parametrize("size", [10**9, 10**11, 10**14])
 def test_tensors_that_claim_more_than_there_is(attempt, size):
-    attempt(written({"w": torch.ones(1).expand(size)}))
-    attempt(written({"w": Call(torch.Tensor, size)}))
-    attempt(written({"w": Call(bytearray, size)}))
+    assert attempt(written({"w": torch.ones(1).expand(size)})).code == 2
+    assert attempt(written({"w": Call(torch.Tensor, size)})).code == 2
+    assert attempt(written({"w": Call(bytearray, size)})).code == 2
 
 
 @pytest.mark.parametrize("gib", [1, 8])
@@ -356,7 +361,7 @@ def test_archives_that_unpack_to_far_more_than_they_are(attempt, gib):
     bomb = buffer.getvalue()
     at = bomb.index(b"PK\x01\x02", bomb.index(b"PK\x01\x02", bomb.index(b"PK\x01\x02") + 1) + 1)  # its third entry
     spoilt = bomb[: at + 24] + struct.pack("<I", min(gib * 2**30, 2**32 - 2)) + bomb[at + 28 :]
-    assert "claim to unpack to" in attempt(spoilt)
+    assert "claim to unpack to" in attempt(spoilt).said
 
 
 # --- safetensors ---
@@ -393,7 +398,7 @@ HEADERS = st.one_of(
 )
 def test_half_written_safetensors(attempt, header, claimed, body, suffix):
     length = len(header) if claimed is None else claimed
-    attempt(struct.pack("<Q", length) + header + body, (0, 2), suffix)
+    assert attempt(struct.pack("<Q", length) + header + body, suffix).code in (0, 2)
 
 
 def test_there_were_at_least_300():
