@@ -38,8 +38,12 @@ def resolve(checkpoint: Checkpoint, spec: str | None, source: str) -> str:
     return named
 
 
-def model_of(checkpoint: Checkpoint, spec: str | None, classes: int | None, source: str) -> nn.Module:
+def model_of(
+    checkpoint: Checkpoint, spec: str | None, classes: int | None, source: str, *, image_size: int | None = None
+) -> nn.Module:
     """The model :func:`resolve` names, for ``classes`` classes, or as many as the checkpoint's head has.
+
+    ``image_size``: pixels a side of the images, for models that are made for one size.
 
     Raises:
         UsageError: the architecture is not known, or the weights do not fit it: what is missing, unexpected, misshapen.
@@ -56,13 +60,15 @@ def model_of(checkpoint: Checkpoint, spec: str | None, classes: int | None, sour
         raise UsageError(
             f"{source}: no head to see the number of classes from; its last matrix has no bias of its length"
         )
-    model = backbones.build(architecture, classes or outputs or 0)
+    model = backbones.build(architecture, classes or outputs or 0, image_size=image_size)
     try:
         return fitted(model, checkpoint, source)
     except UsageError as error:
-        if checkpoint.architecture in (None, architecture):
-            raise
-        raise UsageError(f"{source} is of {checkpoint.architecture}, not of {architecture}: {error}") from error
+        if checkpoint.architecture not in (None, architecture):
+            raise UsageError(f"{source} is of {checkpoint.architecture}, not of {architecture}: {error}") from error
+        if library and (size := backbones.fixed_size(model)):
+            raise UsageError(f"{error}, or images of the size it was trained on: these have {size} pixels") from error
+        raise
 
 
 def fitted(model: nn.Module, checkpoint: Checkpoint, source: str) -> nn.Module:

@@ -158,7 +158,7 @@ def outcomes_of(model: nn.Module, domain: Domain, chunk: int) -> Outcomes:
                 )
             right, confidence = outputs.argmax(1) == labels, outputs.double().softmax(1).amax(1)
             pieces.append(torch.stack([cross_entropy(outputs, labels).double(), right.double(), confidence]).cpu())
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torch's, or the model's own check
         shape = tuple(domain.inputs.shape[1:])
         reason = str(error).splitlines()[0]
         raise UsageError(

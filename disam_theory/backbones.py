@@ -37,6 +37,7 @@ def build(
     spec: str,
     classes: int,
     *,
+    image_size: int | None = None,
     weights: Path | None = None,
     pretrained: bool = False,
     dropout: float = 0.0,
@@ -44,6 +45,7 @@ def build(
 ) -> nn.Module:
     """The model ``spec`` for ``classes`` classes, its random weights drawn with seed ``rng``.
 
+    ``image_size``: pixels a side of the images, for the libraries' models that are made for one size, as ViTs are.
     ``weights``: a state dict; a head of another size in it is left out. ``pretrained``: the library's own weights,
     which it fetches or has. ``dropout``: before the head.
 
@@ -58,7 +60,7 @@ def build(
         torch.default_generator.manual_seed(rng)
         library, _, name = spec.partition(":")
         if library in LIBRARIES and name:
-            model = _from_library(library, name, pretrained)
+            model = _from_library(library, name, pretrained, image_size)
             _replace_head(model, classes, dropout, spec)
         elif pretrained:
             raise UsageError(f"--pretrained is for models of {' and '.join(LIBRARIES)}, not {spec!r}; give --weights")
@@ -69,7 +71,16 @@ def build(
     return _filled(model, load_state_dict(weights), str(weights)) if weights else model
 
 
-def _from_library(library: str, name: str, pretrained: bool) -> nn.Module:
+def fixed_size(model: nn.Module) -> int | None:
+    """Pixels a side of the images that a model of the libraries is made for; None where it takes any."""
+    config = getattr(model, "pretrained_cfg", {})  # timm's
+    if config.get("fixed_input_size"):
+        made_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
+        return int(made_for[0])
+    return getattr(model, "image_size", None)  # torchvision's ViTs
+
+
+def _from_library(library: str, name: str, pretrained: bool, image_size: int | None) -> nn.Module:
     try:
         module = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build of torchvision that does not fit torch
@@ -79,13 +90,23 @@ def _from_library(library: str, name: str, pretrained: bool) -> nn.Module:
     known = module.list_models()
     if name not in known:
         raise _unknown_model(library, name, known)
+    make = module.create_model if library == "timm" else module.get_model
+    weights = {"pretrained": pretrained} if library == "timm" else {"weights": "DEFAULT" if pretrained else None}
     try:
-        if library == "timm":
-            return module.create_model(name, pretrained=pretrained)
-        return module.get_model(name, weights="DEFAULT" if pretrained else None)
+        model = make(name, **weights)
     except (OSError, RuntimeError) as error:  # no network, no such file, a download that is not what it should be
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{library}:{name}: its weights cannot be had ({reason}); give --weights FILE") from error
+    own = fixed_size(model)
+    if own is None or image_size in (None, own):
+        return model
+    try:
+        return make(name, **weights, **{"img_size" if library == "timm" else "image_size": image_size})
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # weights, patches or windows do not fit
+        raise UsageError(
+            f"{library}:{name} is for images of {own} pixels, and cannot be made for {image_size} "
+            f"({str(error).partition(chr(10))[0]}); give --image-size {own}"
+        ) from error
 
 
 def _unknown_model(library: str, name: str, known: list[str]) -> UsageError:

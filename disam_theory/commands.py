@@ -237,6 +237,7 @@ def train(arguments: argparse.Namespace) -> int:
     model = backbones.build(
         arguments.model,
         classes,
+        image_size=_side(split.unseen.inputs.shape[1:]) if isinstance(split, Split) else arguments.image_size,
         weights=arguments.weights,
         pretrained=arguments.pretrained,
         dropout=arguments.dropout,
@@ -458,7 +459,14 @@ def _load(arguments: argparse.Namespace) -> tuple[nn.Module, Suite]:
     # also for the record and for what is kept, where the file says it and the user does not
     arguments.model = architectures.resolve(checkpoint, arguments.model, str(arguments.checkpoint))
     suite = load_data(arguments.data, rng=arguments.rng, image_size=arguments.image_size)
-    return architectures.model_of(checkpoint, arguments.model, suite.classes, str(arguments.checkpoint)), suite
+    size = _side(suite.domains[0].inputs.shape[1:])
+    source = str(arguments.checkpoint)
+    return architectures.model_of(checkpoint, arguments.model, suite.classes, source, image_size=size), suite
+
+
+def _side(shape: Sequence[int]) -> int | None:
+    """Pixels a side of inputs of this shape where they are images."""
+    return shape[-1] if len(shape) == 3 else None
 
 
 def _losses(arguments: argparse.Namespace) -> tuple[Suite, torch.device, DomainLosses, Params]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.losses import DomainLosses, Params, domain_variance, mismatch, pooled
@@ -185,7 +186,7 @@ def _evaluate(
         return losses(point)
 
     blocks = points.to(first.device, first.dtype).split(points_per_pass)
-    with torch.no_grad():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # vmap takes fused attention one point at a time, and warns
         try:
             values = [vmap(value)(block) for block in blocks]
         except RuntimeError:  # an operation that vmap does not take; an error of the model's own comes again below

@@ -522,7 +522,7 @@ def _check_outputs(
     try:
         with torch.no_grad():
             shape = tuple(model.eval()(inputs).shape)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torch's, or the model's own check
         said = str(error).partition("\n")[0]
         raise UsageError(f"the model does not take inputs of shape {tuple(inputs.shape)}: {said}") from error
     if shape != (1, classes):
