@@ -115,8 +115,15 @@ def against_loss(axes: Axes, audit: Audit) -> None:
             row.loss, row.sam, xerr=reach, capsize=2, linestyle="none", elinewidth=0.8, **look, label=_name(row)
         )
     axes.set(xlabel="loss", ylabel=r"SAM sharpness at $\rho$")
-    if all(row.loss > 0 and (row.sam or 0) > 0 for row in _domains(audit)):
+    axes.locator_params(nbins=5)
+    if all(_spans_decades([getattr(row, name) for row in _domains(audit)]) for name in ("loss", "sam")):
         axes.set(xscale="log", yscale="log")
+
+
+def _spans_decades(values: Sequence[float | None]) -> bool:
+    """Whether a logarithmic axis would have room for its labels: below a factor of ten they run into each other."""
+    numbers = [value or 0.0 for value in values]
+    return min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
 
 
 def shares(axes: Axes, audit: Audit) -> None:

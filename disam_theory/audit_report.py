@@ -246,7 +246,10 @@ def _number(value: float | None) -> str:
 def _with_error(value: float | None, error: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.1g}"
+    if error is None:
+        return f"{value:.4g}"
+    rounded = float(f"{error:.1g}")
+    return f"{value:.4g} ± {rounded:.0f}" if 10 <= rounded < 1e4 else f"{value:.4g} ± {error:.1g}"
 
 
 # --- LaTeX ---
@@ -282,12 +285,17 @@ def as_latex(audits: Audits, record: Mapping[str, Any]) -> str:
 
 
 def _latex_table(title: str, head: Line, lines: Sequence[Line]) -> str:
-    filled = [c for c in range(len(head)) if head[c] or any(line[c] for line in lines)]
+    filled = _filled(lines)
     columns = "".join("r" if c and _numeric(line[c] for line in lines) else "l" for c in filled)
     body = [" & ".join(_latex(line[c]) for c in filled) + r" \\" for line in lines]
     names = " & ".join(LATEX_HEADS.get(head[c]) or _latex_head(head[c]) for c in filled) + r" \\"
     rules = [r"\toprule", names, r"\midrule", *body, r"\bottomrule"]
     return "\n".join([f"% {title}", rf"\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}"])
+
+
+def _filled(lines: Sequence[Line]) -> list[int]:
+    """The columns that say something: without an unseen domain, say, there is no gap to it."""
+    return [c for c in range(len(lines[0])) if any(line[c].strip() for line in lines)]
 
 
 def _numeric(cells: Iterable[str]) -> bool:
@@ -375,7 +383,8 @@ def _html_pictures(found: Sequence[Picture]) -> list[str]:
 
 
 def _html_table(head: Line, lines: Sequence[Line]) -> str:
-    names = "".join(f"<th>{escaped(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    filled = _filled(lines)
+    names = "".join(f"<th>{escaped(head[c])}</th>" for c in filled)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(line[c])}</td>" for c in filled) + "</tr>" for line in lines)
     kind = "terms" if "terms" in head else "number"
     return f'<div class="wide {kind}"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -31,6 +31,8 @@ def tree(value: Any) -> str:
         return "".join(tree(row) for row in value) if deep else table(value)
     if isinstance(value, list | tuple):
         return ", ".join(tree(item) for item in value)
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -96,6 +98,6 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1
 dd:has(> dl, > .wide) { grid-column: 1 / -1; margin-left: 1rem }
 details summary { cursor: pointer }
 @media (max-width: 40rem) { dl { grid-template-columns: minmax(0, 1fr) } dd { margin-left: 1rem } }
-@media print { body { font-size: 10pt } figure, tr { break-inside: avoid }
+@media print { body { font-size: 10pt } figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
   details::details-content { content-visibility: visible } }
 """
