@@ -41,6 +41,17 @@ class Difference:
         """Whether there is an interval and it has one sign."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def shown(self) -> str:
+        """The difference and its interval, in as many digits as tell the interval's ends apart, three at least."""
+        if self.low is None or self.high is None:
+            return f"{self.difference:+.3g}"
+        for digits in range(3, 9):
+            value, low, high = (f"{number:+.{digits}g}" for number in (self.difference, self.low, self.high))
+            if low != high and "e+" not in f"{value}{low}{high}":
+                break
+        return f"{value} [{low}, {high}]"
+
 
 def differences(audits: Mapping[str, Audit]) -> list[Difference]:
     """Each later checkpoint against the first: every domain and the pooled loss.

@@ -125,7 +125,7 @@ def _of_differences(differences: Sequence[Difference]) -> list[str]:
     for checkpoint in dict.fromkeys(each.checkpoint for each in differences):
         for quantity, words in (("loss", "loss"), ("accuracy", "accuracy"), ("lambda_1", "top eigenvalue")):
             own = [each for each in differences if (each.checkpoint, each.quantity) == (checkpoint, quantity)]
-            clear = [f"{each.name} ({_signed(each)})" for each in own if each.excludes_zero]
+            clear = [f"{each.name} ({each.shown})" for each in own if each.excludes_zero]
             rest = [each.name for each in own if not each.excludes_zero]
             base = own[0].baseline
             where = " (on these samples)" if all(each.interval == CERTIFIED for each in own) else ""
@@ -137,10 +137,6 @@ def _of_differences(differences: Sequence[Difference]) -> list[str]:
                 said.append(f"For the {words}{where} the interval contains 0, or there is none, for {_some(rest)}.")
     said.append("Each interval stands at its level alone: among many some miss by chance.")
     return said
-
-
-def _signed(each: Difference) -> str:
-    return f"{each.difference:+.3g} [{each.low:+.3g}, {each.high:+.3g}]"
 
 
 def _some(names: Sequence[str]) -> str:

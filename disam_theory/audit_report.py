@@ -229,10 +229,8 @@ def difference_table(found: Sequence[Difference]) -> tuple[Line, list[Line]]:
 
 
 def _difference(each: Difference) -> str:
-    if each.low is None:
-        return f"{each.difference:+.3g}"
     star = "*" if each.excludes_zero else " "
-    return f"{each.difference:+.3g} [{each.low:+.3g}, {each.high:+.3g}]{star}"
+    return each.shown if each.low is None else each.shown + star
 
 
 def _name(row: Row) -> str:

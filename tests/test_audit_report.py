@@ -16,7 +16,7 @@ from scipy import stats
 
 from disam_theory import audit_figures, audit_report
 from disam_theory.audit import Settings, audit
-from disam_theory.audit_differences import differences, spreads
+from disam_theory.audit_differences import Difference, differences, spreads
 from disam_theory.audit_reading import reading
 from disam_theory.domains import Domain, load_suite
 from disam_theory.losses import cross_entropy
@@ -109,6 +109,16 @@ def test_eigenvalues_differ_by_certified_intervals_or_not_for_certain(audits):
     )
     assert wide.high - found.high == pytest.approx(1.96, rel=1e-3)
     assert "whole domains" in wide.interval
+
+
+def test_an_interval_is_shown_in_the_digits_that_tell_its_ends_apart():
+    def shown(*numbers):
+        return Difference("b", "a", "rot0", "lambda_1", *numbers, "").shown
+
+    assert shown(-1912.34, -1912.51, -1912.02) == "-1912 [-1913, -1912]"
+    assert shown(0.13412, -0.66571, 0.93391) == "+0.134 [-0.666, +0.934]"
+    assert shown(0.0, 0.0, 0.0) == "+0 [+0, +0]"
+    assert shown(0.13412, None, None) == "+0.134"
 
 
 def test_the_spread_is_over_the_sources(audits):
@@ -246,6 +256,27 @@ def test_every_figure_is_on_the_page_in_the_pages_ink(audits):
         assert audit_figures.INK not in each.svg
         assert "<metadata" not in each.svg
     assert [each.svg for each in audit_figures.pictures(audits)] == [each.svg for each in drawn]
+
+
+def test_axes_are_logarithmic_only_where_their_labels_have_room(audits):
+    from matplotlib.figure import Figure
+
+    found = audits["A.pt"]
+    for factors, scale in (((1.0, 1.01, 1.02, 1.03), "linear"), ((1.0, 3.0, 10.0, 30.0), "log")):
+        kept = dict(zip((row.name for row in found.rows if row.role in ("source", "unseen")), factors, strict=True))
+        rows = tuple(replace(row, loss=kept[row.name], sam=kept[row.name]) for row in found.rows if row.name in kept)
+        axes = Figure().subplots()
+        audit_figures.against_loss(axes, replace(found, rows=rows))
+        assert (axes.get_xscale(), axes.get_yscale()) == (scale, scale)
+
+
+def test_a_column_of_nothing_is_left_out_and_errors_above_ten_have_no_exponent(audits):
+    page = audit_report.as_html({"A.pt": audits["A.pt"]}, RECORD)
+    assert "<th>unseen less mean</th>" in page
+    assert "gap" not in audit_report._html_table(["loss", "gap"], [["1", ""], ["2", " "]])
+    assert audit_report._with_error(-768.7, 212.0) == "-768.7 ± 200"
+    assert audit_report._with_error(24.04, 9.97) == "24.04 ± 10"
+    assert audit_report._with_error(1.5, 0.042) == "1.5 ± 0.04"
 
 
 def test_without_matplotlib_the_page_says_so(audits, monkeypatch):
