@@ -49,7 +49,7 @@ MNIST_A_CLASS = 200  # images; Optdigits has about 180
 SHOTS = 5  # labelled images of a class and source domain behind its prototype
 AXES, AXES_FROM = 64, 256  # principal axes of the features, found from so many images that are tuned on
 SCORED = ("in-domain base", "in-domain new", "unseen base", "unseen new")
-EVERY, LOSSES_EVERY = 10, 60  # steps between two scorings, and between two evaluations in the traces
+EVERY, LOSSES_EVERY = 10, 60  # steps between two scorings and two steps in the traces, and between evaluations there
 TOGETHER = 3  # seeds whose runs advance together: 108, beyond which nothing is gained
 # domain -> share of the images of its collection; the domains of one collection share no image
 COLLECTIONS = {"mnist": {"mnist": 6, "mnist-rotated": 2, "mnist-blurred": 1}, "optdigits": {"optdigits": 1}}
@@ -290,6 +290,7 @@ def _make(folder: Path, table: Table, seeds: Sequence[int], progress: Progress) 
         [Run(arm, splits[seed, held].tuned_on, seed) for seed, held, arm in keys],
         writers=[_writer(folder, splits[seed, held], held, arm, seed) for seed, held, arm in keys],
         evaluate_every=LOSSES_EVERY,
+        record_every=EVERY,
         snapshot_steps=STEPS,
         progress=lambda step: progress(f"{len(keys)} runs on {NAME}", step + 1, TUNING["steps"]),
     )
@@ -336,7 +337,7 @@ def _writer(folder: Path, split: OpenSplit, held_out: str, arm: Settings, seed: 
     header = {
         "domains": [domain.name for domain in split.tuned_on.sources],
         "sizes": [len(domain) for domain in split.tuned_on.sources],
-        "settings": {**arm.header(), **names, "evaluate_every": LOSSES_EVERY},
+        "settings": {**arm.header(), **names, "evaluate_every": LOSSES_EVERY, "record_every": EVERY},
         "provenance": provenance(rng=seed, device="cpu", dtype="float32"),
     }
     return TraceWriter(trace_path(folder, held_out, arm, seed), header)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from disam_theory.domains import Domain
 from disam_theory.errors import ComputationError
 from disam_theory.losses import model_losses
-from disam_theory.operators import domain_hessian, hessian
-from disam_theory.spectrum import top_eigenpairs
+from disam_theory.operators import Curvature, domain_hessian
+from disam_theory.spectrum import domain_spectra, top_eigenpairs
 from disam_theory.study import Record, Study
 from figures.fig3_training_loss import RHO, arms
 from figures.style import ALGORITHM, FigureSpec, Row, band, panels, summary
@@ -38,22 +37,20 @@ def _row(name: str, loss: str, step: int, pairs: list[tuple[float, float]]) -> R
 
 def _eigenvalues(study: Study, record: Record, step: int) -> dict[str, tuple[float, float]]:
     """lambda_max and its residual for each loss, in float64."""
-    split = study.split(record)
+    split, model = study.split(record), study.model().double()
     params = {name: p.double() for name, p in record.weights(step).items()}
-    domains: list[Domain] = [d.to(dtype=torch.float64) for d in (*split.sources, split.unseen)]
-    losses = model_losses(study.model().double(), domains, chunk=4096)
-    operators = {d.name: domain_hessian(losses, params, d.name) for d in domains}
-    total = sum(len(d) for d in split.sources)
-    pooled = [*(len(d) / total for d in split.sources), 0.0]
-    operators = {"pooled sources": hessian(losses, params, weights=pooled), **operators}
-    found = {}
-    for name, operator in operators.items():
-        pairs = top_eigenpairs(operator, 1, tol=1e-3)
+    sources, unseen = (
+        model_losses(model, [d.to(dtype=torch.float64) for d in domains], chunk=4096)
+        for domains in (split.sources, [split.unseen])
+    )
+    found = domain_spectra(Curvature(sources, params), 1, tol=1e-3)
+    found["pooled sources"] = found.pop("pooled")
+    name = split.unseen.name
+    found[f"{name} (unseen)"] = top_eigenpairs(domain_hessian(unseen, params, name), 1, tol=1e-3)
+    for name, pairs in found.items():
         if not pairs.converged:
             raise ComputationError(f"lambda_max of {name} at step {step} of {record.path} did not converge")
-        label = f"{name} (unseen)" if name == split.unseen.name else name
-        found[label] = (float(pairs.values[0]), float(pairs.residuals[0]))
-    return found
+    return {name: (float(pairs.values[0]), float(pairs.residuals[0])) for name, pairs in found.items()}
 
 
 def draw(rows: list[Row]) -> Figure:
