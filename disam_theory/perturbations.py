@@ -163,8 +163,8 @@ def norm(tree: Params, run_axes: int = 0) -> Tensor:
 
 def dot(a: Params, b: Params, run_axes: int = 0) -> Tensor:
     r"""$\langle a,b\rangle$ over all tensors of two params dicts, in float64; the first ``run_axes`` axes are kept."""
-    one = flat(a, run_axes)
-    return (one * (one if a is b else flat({name: b[name] for name in a}, run_axes))).sum(-1)
+    products = [p.double() * b[name].double() for name, p in a.items()]
+    return torch.stack([each.reshape((*each.shape[:run_axes], -1)).sum(-1) for each in products]).sum(0)
 
 
 def flat(tree: Params, run_axes: int = 0) -> Tensor:
