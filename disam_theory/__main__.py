@@ -9,12 +9,16 @@ from pathlib import Path
 
 from disam_theory import __version__
 from disam_theory.errors import DisamError
+from disam_theory.progress import say
 
 CONSTANTS = (  # of disam_theory.algorithms.Settings, whose defaults they have
     *("asam_eta", "gsam_alpha", "sagm_alpha"),
     *("vrex_penalty", "groupdro_eta", "coral_penalty", "fishr_penalty"),
 )
 MODELS = "torchvision:resnet50, timm:vit_tiny_patch16_224 or PKG.MOD:CALLABLE (given num_classes if taken)"
+DATA = "embedded suite, folder ROOT/domain/class/*.jpg, NumPy archive *.npz, or PKG.MOD:CALLABLE that returns domains"
+DATASETS = "pacs, vlcs, officehome, terraincognita, domainnet"
+SKIP_CORRUPT = "leave images out that cannot be read, and say which"
 EXAMPLE = "example: disam-theory {} model.pt --model disam_theory.models:digits_mlp --data digits-rotated{}"
 
 
@@ -26,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return int(getattr(commands, arguments.verb)(arguments))
     except DisamError as error:
-        print(f"disam-theory: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("disam-theory: interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
 
 
@@ -132,11 +136,16 @@ def _add_common(verb: argparse.ArgumentParser, *, several: bool = False) -> None
     help_text = "a state dict, or a file that holds one"
     verb.add_argument("checkpoint", type=Path, nargs="+" if several else None, metavar="CHECKPOINT", help=help_text)
     verb.add_argument("--model", metavar="MODEL", help=f"{MODELS}; needed where the file does not say it")
+    verb.add_argument("--data", required=True, metavar="DATA", help=DATA)
+    verb.add_argument("--dataset", metavar="NAME", help=f"the folder is DomainBed's: {DATASETS}")
     verb.add_argument(
-        "--data", required=True, metavar="SUITE-OR-FOLDER", help="an embedded suite, or ROOT/domain/class/*.jpg"
+        "--part", choices=("train", "crossval", "test"), help="by official split lists; of unseen domains test"
     )
+    verb.add_argument("--skip-corrupt", action="store_true", help=SKIP_CORRUPT)
     _add_output(verb)
-    verb.add_argument("--chunk", type=int, default=1024, help="samples in memory at once (default 1024)")
+    verb.add_argument(
+        "--chunk", type=int, default=1024, help="samples in memory at once, halved if too many (default 1024)"
+    )
     verb.add_argument("--image-size", type=int, default=224, help="pixels a side for an image folder (default 224)")
     verb.add_argument("--rng", type=int, default=0, help="seed of the suite and of all random vectors (default 0)")
     verb.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -145,14 +154,14 @@ def _add_common(verb: argparse.ArgumentParser, *, several: bool = False) -> None
 
 def _add_train(verb: argparse.ArgumentParser) -> None:
     data = verb.add_argument_group("data")
-    data.add_argument("--data", required=True, metavar="SUITE-OR-FOLDER", help="embedded suite, or folder of images")
-    data.add_argument("--dataset", metavar="NAME", help="pacs, vlcs, officehome, terraincognita, domainnet")
+    data.add_argument("--data", required=True, metavar="DATA", help=DATA)
+    data.add_argument("--dataset", metavar="NAME", help=f"the folder is DomainBed's: {DATASETS}")
     data.add_argument("--test-domain", required=True, metavar="NAME", help="held out: a name, or the data set's letter")
     data.add_argument("--splits", choices=("auto", "official", "random"), default="auto", help="official where found")
     data.add_argument("--validation", type=float, default=0.2, help="share of each source kept aside (default 0.2)")
     data.add_argument("--image-size", type=int, default=224, help="pixels a side (default 224)")
     data.add_argument("--augment", choices=("domainbed", "none"), default="domainbed", help="of training images")
-    data.add_argument("--skip-corrupt", action="store_true", help="leave images out that cannot be read, and say which")
+    data.add_argument("--skip-corrupt", action="store_true", help=SKIP_CORRUPT)
     data.add_argument("--workers", type=int, default=0, help="processes that read; no influence on results (default 0)")
     model = verb.add_argument_group("model")
     model.add_argument(

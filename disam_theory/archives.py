@@ -1,4 +1,4 @@
-"""A NumPy archive, or a callable of the user's -> a suite of domains.
+"""What ``--data`` names -> a suite of domains: a NumPy archive, a callable, a folder of images, an embedded suite.
 
 An ``.npz`` archive has either the arrays ``inputs``, ``labels`` and ``domains`` (n each; ``domains`` are names or
 numbers), or for each domain ``NAME/inputs`` and ``NAME/labels``; ``classes``, a number, is optional in both. A
@@ -17,19 +17,34 @@ import numpy as np
 import torch
 
 from disam_theory.checkpoints import imported
-from disam_theory.domains import Domain, Suite, load_suite
+from disam_theory.domains import SUITES, Domain, Suite, load_suite
 from disam_theory.errors import UsageError
+from disam_theory.images import READING, Reading, folder_suite
 
 LAYOUT = "arrays inputs, labels and domains, or NAME/inputs and NAME/labels for each domain"
 
 
-def load_data(name: str, *, rng: int = 0, image_size: int = 224) -> Suite:
-    """The suite that ``name`` names: a ``.npz`` file, ``PKG.MOD:CALLABLE``, or what ``load_suite`` takes."""
+def load_data(name: str, *, rng: int = 0, reading: Reading = READING) -> Suite:
+    """The suite that ``name`` names: embedded, a ``.npz`` file, a folder of images, or ``PKG.MOD:CALLABLE``.
+
+    ``rng``: seed of an embedded suite, and of what is drawn from a folder; ``reading`` is of folders alone.
+
+    Raises:
+        UsageError: there is no such thing (the nearest name is suggested), or it cannot be read.
+    """
+    path = Path(name)
+    if name not in SUITES and path.is_dir():
+        return folder_suite(path, reading, rng=rng)
+    for option in ("dataset", "part"):
+        if getattr(reading, option) is not None:
+            raise UsageError(f"--{option} is for a folder of images, and {name} is none; leave it away")
     if name.endswith(".npz"):
-        return numpy_archive(Path(name))
-    if re.fullmatch(r"[\w.]+:\w+", name) and not Path(name).exists():
+        return numpy_archive(path)
+    if re.fullmatch(r"[\w.]+:\w+", name) and not path.exists():
         return called(name)
-    return load_suite(name, rng=rng, image_size=image_size)
+    if name not in SUITES and ("/" in name or path.exists()):
+        raise UsageError(f"{name}: no such folder; give a folder in the layout ROOT/domain/class/image.jpg")
+    return load_suite(name, rng=rng)
 
 
 def numpy_archive(path: Path) -> Suite:

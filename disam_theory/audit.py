@@ -48,7 +48,7 @@ from disam_theory.domains import Domain
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.operators import Curvature, domain_hessian
 from disam_theory.ranks import ALONE, Ranks
-from disam_theory.spectrum import Eigenpairs, InterruptedSpectra, Progress, domain_spectra, top_eigenpairs
+from disam_theory.spectrum import Eigenpairs, Progress, domain_spectra, ended_early, top_eigenpairs
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,16 @@ def audit(
         UsageError: an impossible setting, NaN or Inf weights, or outputs that do not fit the labels.
         ComputationError: a loss, a gradient or a Hessian product is not finite.
         InterruptedSpectra: on Ctrl-C, with the eigenvectors found so far.
+        StarvedSpectra: the memory was not enough, also with those.
     """
     _check(settings, [domain.name for domain in domains], unseen)
     subject = prepared(model, domains, settings, unseen, dtype, device, ranks)
     outcomes = {domain.name: outcomes_of(subject.model, domain, settings.chunk) for domain in subject.domains}
     subject = subject.with_losses(ranks)
     stage("eigenvalues")
-    spectra = _spectra(subject, start or {}, progress)
-    try:
+    spectra = _spectra(subject, start or {}, progress, stage)
+    with ended_early(lambda: _vectors(spectra)):
         return _assembled(subject, outcomes, spectra, stage)
-    except KeyboardInterrupt as stop:
-        raise InterruptedSpectra({name: pairs.vectors for name, pairs in spectra.items()}) from stop
 
 
 def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> None:
@@ -164,8 +163,6 @@ def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> N
         raise UsageError(f"lambda is {settings.lam}; it must be finite and at least 0, such as 0.1")
     if not (settings.rho > 0 and math.isfinite(settings.rho)):
         raise UsageError(f"rho is {settings.rho}; it must be finite and above 0, such as 0.05")
-    if settings.max_samples is not None and settings.max_samples < 2:
-        raise UsageError(f"max_samples is {settings.max_samples}; a domain needs at least 2")
     for name in unseen:
         if name not in names:
             raise unknown_name("domain", name, names)
@@ -173,7 +170,9 @@ def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> N
         raise UsageError("every domain is named as unseen; leave at least one source")
 
 
-def _spectra(subject: Subject, start: Mapping[str, Tensor], progress: Progress) -> dict[str, Eigenpairs]:
+def _spectra(
+    subject: Subject, start: Mapping[str, Tensor], progress: Progress, stage: Callable[[str], None]
+) -> dict[str, Eigenpairs]:
     """The top eigenpairs of each source, of the three losses over them, then of each unseen domain."""
     chosen, params = subject.settings, subject.params
     subject.losses.checked(params)
@@ -181,13 +180,16 @@ def _spectra(subject: Subject, start: Mapping[str, Tensor], progress: Progress) 
     options: dict[str, Any] = {"tol": chosen.tol, "max_products": chosen.max_products, "rng": chosen.rng}
     k = min(chosen.k, curvature.size)
     found = domain_spectra(curvature, k, lam=chosen.lam, start=start, progress=progress, **options)
-    try:
+    with ended_early(lambda: _vectors(found)):
         for name, losses in subject.others.items():
+            stage(f"eigenvalues of {name}")
             losses.checked(params)
             found[name] = top_eigenpairs(domain_hessian(losses, params, name), k, start=start.get(name), **options)
-    except KeyboardInterrupt as stop:
-        raise InterruptedSpectra({name: pairs.vectors for name, pairs in found.items()}) from stop
     return found
+
+
+def _vectors(spectra: Mapping[str, Eigenpairs]) -> dict[str, Tensor]:
+    return {name: pairs.vectors for name, pairs in spectra.items()}
 
 
 def _assembled(

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from disam_theory import sharpness
 from disam_theory.calibration import BINS, calibration
-from disam_theory.domains import Domain
+from disam_theory.domains import Domain, sample
 from disam_theory.errors import UsageError
 from disam_theory.generalization import Bound, Measured, bounds
 from disam_theory.landscape import eigen_direction, slice_1d
 from disam_theory.losses import DomainLosses, ModelPart, Params, cross_entropy, model_losses, parameters_of
+from disam_theory.memory import out_of_memory
 from disam_theory.operators import Curvature, domain_gradients, flatten, unflatten, weights_at
 from disam_theory.ranks import Ranks
 from disam_theory.spectrum import Eigenpairs
@@ -124,17 +125,15 @@ def prepared(
         private,
         tuple(d for d in data if d.name not in unseen),
         tuple(d for d in data if d.name in unseen),
-        {d.name: len(d) for d in domains},
+        {d.name: d.drawn_from or len(d) for d in data},
         parameters_of(private),
     )
 
 
 def _drawn(domain: Domain, settings: Settings, number: int) -> Domain:
-    """At most ``max_samples`` of the domain, drawn without replacement."""
-    if settings.max_samples is None or settings.max_samples >= len(domain):
-        return domain
-    generator = torch.Generator().manual_seed(1000 * settings.rng + number)
-    return domain.take(torch.randperm(len(domain), generator=generator)[: settings.max_samples])
+    """At most ``max_samples`` of the domain, which may be drawn from a larger one already."""
+    drawn = sample(domain, settings.max_samples, seed=1000 * settings.rng + number)
+    return domain if drawn is domain else replace(drawn, drawn_from=domain.drawn_from or len(domain))
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,8 @@ def outcomes_of(model: nn.Module, domain: Domain, chunk: int) -> Outcomes:
             right, confidence = outputs.argmax(1) == labels, outputs.double().softmax(1).amax(1)
             pieces.append(torch.stack([cross_entropy(outputs, labels).double(), right.double(), confidence]).cpu())
     except (RuntimeError, AssertionError) as error:  # torch's, or the model's own check
+        if out_of_memory(error):
+            raise
         shape = tuple(domain.inputs.shape[1:])
         reason = str(error).splitlines()[0]
         raise UsageError(
@@ -293,6 +294,7 @@ def rises(subject: Subject, spectra: Mapping[str, Eigenpairs]) -> dict[str, dict
             batch_size=_batch_size(subject),
             batches=effort.batches,
             rng=chosen.rng,
+            chunk=chosen.chunk,
         )
         columns = {
             "sam": sharpness.sam_sharpness(losses, params, rho=chosen.rho),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import math
@@ -17,21 +19,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from disam_theory import architectures, audit_report, backbones, checkpoints, convergence, images, single_run
+from disam_theory import architectures, audit_report, backbones, checkpoints, convergence, images, progress, single_run
 from disam_theory import audit as audits
 from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
-from disam_theory.domains import SUITES, Split, Suite, load_suite
+from disam_theory.domains import SUITES, Domain, Split, Suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import csv_text, write_atomically
 from disam_theory.imported import Imported, read_imported
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
 from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
+from disam_theory.memory import MicroBatch
 from disam_theory.operators import Curvature, hessian
 from disam_theory.provenance import one_line, provenance, sha256
 from disam_theory.ranks import Ranks, launched
 from disam_theory.resume import Kept
-from disam_theory.spectrum import Eigenpairs, InterruptedSpectra, bottom_eigenpairs, domain_spectra, top_eigenpairs
+from disam_theory.spectrum import Eigenpairs, bottom_eigenpairs, domain_spectra, top_eigenpairs
 from disam_theory.stochastic import Density, Estimate, spectral_density, trace
 from disam_theory.traces import read_trace
 
@@ -40,19 +43,18 @@ def audit(arguments: argparse.Namespace) -> int:
     """``disam-theory audit``: see :mod:`disam_theory.audit` and, for what is written, ``audit_report``."""
     _check(arguments, "k", "chunk", "image_size")
     paths = dict(zip(_labels(arguments.checkpoint), arguments.checkpoint, strict=True))
+    arguments.unseen = [images.domain_name(name, arguments.dataset) for name in arguments.unseen]
     with launched(arguments.device) as (ranks, device_name):
         device = _device(device_name)
         alone = {label: argparse.Namespace(**{**vars(arguments), "checkpoint": path}) for label, path in paths.items()}
-        models = {label: _load(each) for label, each in alone.items()}  # all of them, before any is measured
-        suite = next(iter(models.values()))[1]
+        models, suite = _load(alone)  # all of them, before any is measured
+        _name_corrupt(suite.corrupt if ranks.rank == 0 else ())
         record = _record(next(iter(alone.values())), suite, device, ranks)
         record |= {"checkpoint": [str(path) for path in paths.values()]}
         record |= {"checkpoint_sha256": [sha256(path) for path in paths.values()]}
         with _kept(arguments, record, ranks) as kept:
-            found = {
-                label: _audited(label, model, suite, kept, arguments, device, ranks)
-                for label, (model, _) in models.items()
-            }
+            found = _audits(models, suite, kept, arguments, device, ranks)
+            record |= {"chunk": [each.about["chunk"] for each in found.values()]}
             if ranks.rank:
                 return 0  # the first process says what all have found
             _deliver_audits(found, arguments, record)
@@ -84,40 +86,43 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _audited(
-    label: str,
-    model: nn.Module,
+def _audits(
+    models: Mapping[str, nn.Module],
     suite: Suite,
     kept: Kept,
     arguments: argparse.Namespace,
     device: torch.device,
     ranks: Ranks,
-) -> audits.Audit:
-    """One checkpoint's audit: as it was kept, or gone on with, or from the start."""
-    prefix = f"{label}/"
-    mine = {name.removeprefix(prefix): v for name, v in kept.vectors.items() if name.startswith(prefix)}
-    if label in kept.rows:
-        return audits.Audit.from_plain(kept.rows[label], mine)
+) -> dict[str, audits.Audit]:
+    """Each checkpoint's audit: as it was kept, or gone on with, or from the start."""
     names = [entry.name for entry in dataclasses.fields(audits.Settings)]
-    chosen = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    try:
-        found = audits.audit(
-            model,
-            suite.domains,
-            audits.Settings(**chosen),
-            unseen=arguments.unseen,
-            dtype=getattr(torch, arguments.dtype),
-            device=device,
-            ranks=ranks,
-            start=mine,
-            progress=_progress if ranks.rank == 0 else lambda products, running, error: None,
-            stage=lambda what: _say(f"{label}: {what}") if ranks.rank == 0 else None,
-        )
-    except InterruptedSpectra as stop:
-        raise InterruptedSpectra({prefix + name: vectors for name, vectors in stop.vectors.items()}) from stop
-    kept.rows[label] = found.to_plain()
-    kept.vectors |= {prefix + name: values for name, values in found.draws.items()}
-    return found
+    settings = audits.Settings(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
+    todo = [label for label in models if label not in kept.rows]
+    line, parts, micro_batch = progress.Line(), progress.Parts(len(todo)), _micro_batch(arguments, suite, ranks)
+
+    def audited(label: str, place: str, chunk: int) -> audits.Audit:
+        first = ranks.rank == 0
+        with kept.going_on(f"{label}/") as start:
+            return audits.audit(
+                models[label],
+                suite.domains,
+                dataclasses.replace(settings, chunk=chunk),
+                unseen=arguments.unseen,
+                dtype=getattr(torch, arguments.dtype),
+                device=device,
+                ranks=ranks,
+                start=start,
+                progress=_eigenvalues(line, f"{label}{place}: ", arguments) if first else lambda *_: None,
+                stage=lambda what: line.show(f"{label}{place}: {what}") if first else None,
+            )
+
+    for number, label in enumerate(todo, 1):
+        place = f" ({number} of {len(todo)}{parts})" if len(todo) > 1 else ""
+        found = micro_batch.run(functools.partial(audited, label, place))
+        kept.rows[label] = found.to_plain()
+        kept.vectors |= {f"{label}/{name}": values for name, values in found.draws.items()}
+        parts.finished()
+    return {label: audits.Audit.from_plain(kept.rows[label], kept.under(f"{label}/")) for label in models}
 
 
 def spectrum(arguments: argparse.Namespace) -> int:
@@ -125,58 +130,71 @@ def spectrum(arguments: argparse.Namespace) -> int:
     _check(arguments, "k", "chunk", "image_size", "samples")
     if arguments.density and not arguments.out:
         raise UsageError("--density writes a file; give --out DIR")
-    suite, device, losses, params = _losses(arguments)
-    if arguments.parameters:
-        losses, params = restrict(losses, params, *arguments.parameters)
-    groups = layers(params) if arguments.per_layer else {"": list(params)}
+    model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
-    rows, densities = [], []
+    micro_batch = _micro_batch(arguments, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
-        for layer, names in groups.items():
-            of_layer = Curvature(*restrict(losses, params, *names), kind=arguments.kind)
-            label = {"layer": layer} if arguments.per_layer else {}
-            for row, density in _spectra(of_layer, f"{layer}/", kept, arguments):
-                rows.append({**label, **row})
-                densities += [{**label, **line} for line in density]
-    table = _spectrum_table(rows, arguments.k)
-    document = json.dumps({"schema": "disam-spectrum/1", "provenance": record, "rows": rows}, indent=1) + "\n"
-    _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
-    if arguments.density:
-        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{csv_text(densities)}")
-    _refuse_short([row["loss of"] for row in rows if not row["converged"]], arguments)
+        found = micro_batch.run(lambda chunk: _all_spectra(*_losses(model, data, chunk), kept, arguments))
+        record |= {"chunk": micro_batch.chunk}
+        _deliver_spectra(found, arguments, record)
+    _refuse_short([row["loss of"] for row, _ in found if not row["converged"]], arguments)
     return 0
 
 
+Spectrum = tuple[dict[str, Any], list[dict[str, Any]]]  # the row of a loss, and its density
+
+
+def _deliver_spectra(found: Sequence[Spectrum], arguments: argparse.Namespace, record: dict[str, Any]) -> None:
+    rows = [row for row, _ in found]
+    table = _spectrum_table(rows, arguments.k)
+    document = json.dumps({"schema": "disam-spectrum/1", "provenance": record, "rows": rows}, indent=1) + "\n"
+    if arguments.density:
+        lines = [line for _, density in found for line in density]
+        write_atomically(arguments.out / "density.csv", f"# {one_line(record)}\n{csv_text(lines)}")
+    _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
+
+
+def _all_spectra(losses: DomainLosses, params: Params, kept: Kept, arguments: argparse.Namespace) -> list[Spectrum]:
+    """Of each layer, or of all that was chosen: the spectra of each domain and of the pooled data."""
+    if arguments.parameters:
+        losses, params = restrict(losses, params, *arguments.parameters)
+    groups = layers(params) if arguments.per_layer else {"": list(params)}
+    line, parts = progress.Line(), progress.Parts(len(groups))
+    found = []
+    for number, (layer, names) in enumerate(groups.items(), 1):
+        curvature = Curvature(*restrict(losses, params, *names), kind=arguments.kind)
+        label = f"layer {layer} ({number} of {len(groups)}{parts}): " if arguments.per_layer else ""
+        named = {"layer": layer} if arguments.per_layer else {}
+        for row, density in _spectra(curvature, f"{layer}/", kept, arguments, line, label):
+            found.append(({**named, **row}, [{**named, **point} for point in density]))
+        parts.finished()
+    return found
+
+
 def _spectra(
-    curvature: Curvature, prefix: str, kept: Kept, arguments: argparse.Namespace
-) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    curvature: Curvature, prefix: str, kept: Kept, arguments: argparse.Namespace, line: progress.Line, label: str
+) -> Iterator[Spectrum]:
     """The row and the density of each domain, then of the pooled data; ``prefix`` tells what is kept apart."""
     losses = curvature.losses
     options = {"tol": arguments.tol, "max_products": arguments.max_products, "rng": arguments.rng}
     weights = {**dict(zip(losses.names, torch.eye(losses.M), strict=True)), "pooled": losses.shares}
-    if any(prefix + name not in kept.rows for name in weights):
-        tops = _resumed(curvature, prefix, kept, arguments, options)
+    todo = [name for name in weights if prefix + name not in kept.rows]
+    k = min(arguments.k, curvature.size)
+    if todo:
+        with kept.going_on(prefix) as start:
+            tops = domain_spectra(curvature, k, start=start, progress=_eigenvalues(line, label, arguments), **options)
+        kept.vectors |= {prefix + name: pairs.vectors for name, pairs in tops.items()}
+    parts = progress.Parts(len(todo))
     for name, row in weights.items():
-        if prefix + name not in kept.rows:
+        if name in todo:
+            line.show(f"{label}other end and trace of {name}{parts}")
             operator = curvature.operator(row)
             bottom = bottom_eigenpairs(operator, 1, **options)
             total = trace(operator, samples=arguments.samples, rng=arguments.rng)
             density = spectral_density(operator, rng=arguments.rng) if arguments.density else None
             kept.rows[prefix + name] = (_row(name, tops[name], bottom, total), _density_rows(name, density))
+            parts.finished()
         yield kept.rows[prefix + name]
-
-
-def _resumed(
-    curvature: Curvature, prefix: str, kept: Kept, arguments: argparse.Namespace, options: Mapping[str, Any]
-) -> dict[str, Eigenpairs]:
-    """The top eigenpairs, started from the vectors that were kept."""
-    start = {name.removeprefix(prefix): v for name, v in kept.vectors.items() if name.startswith(prefix)}
-    try:
-        tops = domain_spectra(curvature, min(arguments.k, curvature.size), start=start, progress=_progress, **options)
-    except InterruptedSpectra as stop:
-        raise InterruptedSpectra({prefix + name: vectors for name, vectors in stop.vectors.items()}) from stop
-    kept.vectors |= {prefix + name: pairs.vectors for name, pairs in tops.items()}
-    return tops
 
 
 def _row(name: str, top: Eigenpairs, bottom: Eigenpairs, total: Estimate) -> dict[str, Any]:
@@ -197,21 +215,30 @@ def landscape(arguments: argparse.Namespace) -> int:
     _check(arguments, "chunk", "image_size", "points")
     if not 0 < arguments.span < float("inf"):
         raise UsageError(f"span is {arguments.span}; it must be finite and above 0")
-    suite, device, losses, params = _losses(arguments)
-    directions = _directions(arguments, losses, params)
-    at = torch.linspace(-arguments.span, arguments.span, arguments.points, dtype=torch.float64)
+    model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
+    micro_batch = _micro_batch(arguments, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
-        lines = at.tolist() if arguments.dimensions == 2 else [0.0]
-        for j, b in enumerate(lines):
-            if str(j) not in kept.rows:
-                kept.rows[str(j)] = _line(losses, params, directions, at, b)
-            _say(f"line {j + 1} of {len(lines)}")
-        rows = [row for j in range(len(lines)) for row in kept.rows[str(j)]]
-    document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
-    table = audits.aligned([[_short(value) for value in row.values()] for row in rows], list(rows[0])) + "\n"
-    _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
+        rows = micro_batch.run(lambda chunk: _lines(*_losses(model, data, chunk), kept, arguments))
+        record |= {"chunk": micro_batch.chunk}
+        document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
+        table = audits.aligned([[_short(value) for value in row.values()] for row in rows], list(rows[0])) + "\n"
+        _deliver(arguments, {"json": document, "csv": csv_text(rows), "table": table}, record)
     return 0
+
+
+def _lines(losses: DomainLosses, params: Params, kept: Kept, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """The losses at all points, those of a line that was kept as they were."""
+    at = torch.linspace(-arguments.span, arguments.span, arguments.points, dtype=torch.float64)
+    heights = at.tolist() if arguments.dimensions == 2 else [0.0]
+    directions = _directions(arguments, losses, params, kept)
+    todo = [j for j in range(len(heights)) if str(j) not in kept.rows]
+    line, parts = progress.Line(), progress.Parts(len(todo))
+    for j in todo:
+        line.show(f"line {j + 1} of {len(heights)}{parts}")
+        kept.rows[str(j)] = _line(losses, params, directions, at, heights[j])
+        parts.finished()
+    return [row for j in range(len(heights)) for row in kept.rows[str(j)]]
 
 
 def _line(
@@ -256,10 +283,9 @@ def train(arguments: argparse.Namespace) -> int:
         transforms=(images.training_transform(arguments.image_size) if augmented else seen, seen),
         progress=_train_progress(settings.steps),
     )
-    record = provenance(rng=arguments.rng, device=str(device), dtype="float32")
+    record = provenance(rng=arguments.rng, device=str(device), dtype="float32", corrupt=len(outcome.corrupt))
     _deliver(arguments, _train_texts(outcome, record, [domain.name for domain in split.sources]), record)
-    if outcome.corrupt:
-        print(f"disam-theory: {len(outcome.corrupt)} left out: {'; '.join(outcome.corrupt)}", file=sys.stderr)
+    _name_corrupt(outcome.corrupt)
     return 0
 
 
@@ -279,11 +305,9 @@ def _train_options(arguments: argparse.Namespace) -> single_run.Options:
 
 def _train_split(arguments: argparse.Namespace) -> tuple[Split | images.ImageSplit, int]:
     """The data with one domain held out, and the number of classes."""
-    if arguments.data in SUITES and not arguments.dataset:
-        suite = load_suite(arguments.data, rng=arguments.rng)
+    if arguments.data in SUITES or not Path(arguments.data).is_dir():
+        suite = load_data(arguments.data, rng=arguments.rng, reading=images.Reading(dataset=arguments.dataset))
         return suite.split(arguments.test_domain, validation=arguments.validation, rng=arguments.rng), suite.classes
-    if not Path(arguments.data).is_dir():
-        load_suite(arguments.data)  # which says what is wrong with the name
     split = images.image_split(
         Path(arguments.data),
         arguments.test_domain,
@@ -304,13 +328,26 @@ def _train_names(arguments: argparse.Namespace, split: Split | images.ImageSplit
         "dropout": arguments.dropout,
         "validation": arguments.validation,
     }
+    if isinstance(split, Split) and arguments.data not in SUITES:
+        names |= {"samples": _fingerprint(split)}
     if isinstance(split, images.ImageSplit):
         names |= {"augment": arguments.augment, "image_size": arguments.image_size, "files": split.fingerprint()}
     return names
 
 
+def _fingerprint(split: Split) -> str:
+    """A hash of all the samples and of which part they are in."""
+    digest = hashlib.sha256()
+    for domain in (*split.sources, *split.validation, split.unseen):
+        digest.update(f"{domain.name}\0{tuple(domain.inputs.shape)}\0".encode())
+        for values in (domain.inputs, domain.labels):
+            digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _train_progress(steps: int) -> single_run.Progress:
     """A passing line with the pooled batch loss and the time left, by the steps made so far in this process."""
+    line = progress.Line()
     begun: list[tuple[float, int]] = []
 
     def show(done: int, row: Mapping[str, Any]) -> None:
@@ -319,10 +356,8 @@ def _train_progress(steps: int) -> single_run.Progress:
         (since, first) = begun[0]
         left = (now - since) / (done - first) * (steps - done) if done > first else math.nan
         losses = [loss for loss in row["losses"] if math.isfinite(loss)]
-        remaining = (
-            "" if math.isnan(left) else f", {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left"
-        )
-        _say(f"step {done} of {steps}, mean loss of the domains {sum(losses) / len(losses):.3f}{remaining}")
+        remaining = "" if math.isnan(left) else f", {progress.duration(left)} left"
+        line.show(f"step {done} of {steps}, mean loss of the domains {sum(losses) / len(losses):.3f}{remaining}")
 
     return show
 
@@ -447,21 +482,32 @@ def _rate_pictures(
         write_atomically(folder / f"rate.{kind}", buffer.getvalue())
 
 
-def _directions(arguments: argparse.Namespace, losses: Any, params: Params) -> list[Params]:
+def _directions(arguments: argparse.Namespace, losses: DomainLosses, params: Params, kept: Kept) -> list[Params]:
     if arguments.direction == "filter":
         return [random_direction(params, rng=arguments.rng + j) for j in range(arguments.dimensions)]
-    pairs = top_eigenpairs(hessian(losses, params, weights=losses.shares), arguments.dimensions, rng=arguments.rng)
-    return [eigen_direction(vector, params) for vector in pairs.vectors.T]
+    if "directions" not in kept.vectors:
+        pooled = hessian(losses, params, weights=losses.shares)
+        kept.vectors["directions"] = top_eigenpairs(pooled, arguments.dimensions, rng=arguments.rng).vectors
+    return [eigen_direction(vector, params) for vector in kept.vectors["directions"].T]
 
 
-def _load(arguments: argparse.Namespace) -> tuple[nn.Module, Suite]:
-    checkpoint = checkpoints.read(arguments.checkpoint)
-    # also for the record and for what is kept, where the file says it and the user does not
-    arguments.model = architectures.resolve(checkpoint, arguments.model, str(arguments.checkpoint))
-    suite = load_data(arguments.data, rng=arguments.rng, image_size=arguments.image_size)
+def _load(alone: Mapping[str, argparse.Namespace]) -> tuple[dict[str, nn.Module], Suite]:
+    """The model of each checkpoint, and the data, which are read once; all arguments but the checkpoint are alike."""
+    read = {label: checkpoints.read(each.checkpoint) for label, each in alone.items()}
+    for label, each in alone.items():
+        # also for the record and for what is kept, where the file says it and the user does not
+        each.model = architectures.resolve(read[label], each.model, str(each.checkpoint))
+    first = next(iter(alone.values()))
+    names = [entry.name for entry in dataclasses.fields(images.Reading)]
+    given = {name: getattr(first, name) for name in names if hasattr(first, name)}
+    reading = images.Reading(**given | {"unseen": tuple(given.get("unseen", ()))})
+    suite = load_data(first.data, rng=first.rng, reading=reading)
     size = _side(suite.domains[0].inputs.shape[1:])
-    source = str(arguments.checkpoint)
-    return architectures.model_of(checkpoint, arguments.model, suite.classes, source, image_size=size), suite
+    models = {
+        label: architectures.model_of(read[label], each.model, suite.classes, str(each.checkpoint), image_size=size)
+        for label, each in alone.items()
+    }
+    return models, suite
 
 
 def _side(shape: Sequence[int]) -> int | None:
@@ -469,14 +515,37 @@ def _side(shape: Sequence[int]) -> int | None:
     return shape[-1] if len(shape) == 3 else None
 
 
-def _losses(arguments: argparse.Namespace) -> tuple[Suite, torch.device, DomainLosses, Params]:
+def _name_corrupt(corrupt: Sequence[str]) -> None:
+    """All the images that were left out."""
+    if corrupt:
+        progress.say(f"{len(corrupt)} left out: {'; '.join(corrupt)}")
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[nn.Module, Suite, list[Domain], torch.device]:
+    """The model and the domains, both in the type and on the device that were asked for."""
     device, dtype = _device(arguments.device), getattr(torch, arguments.dtype)
-    model, suite = _load(arguments)
-    private = model.to(device, dtype).eval()
+    models, suite = _load({"": arguments})
+    _name_corrupt(suite.corrupt)
     data = [domain.to(device=device, dtype=dtype) for domain in suite.domains]
-    losses, params = model_losses(private, data, chunk=arguments.chunk), parameters_of(private)
+    return models[""].to(device, dtype).eval(), suite, data, device
+
+
+def _losses(model: nn.Module, data: Sequence[Domain], chunk: int) -> tuple[DomainLosses, Params]:
+    losses, params = model_losses(model, data, chunk=chunk), parameters_of(model)
     losses.checked(params)
-    return suite, device, losses, params
+    return losses, params
+
+
+def _micro_batch(arguments: argparse.Namespace, suite: Suite, ranks: Ranks) -> MicroBatch:
+    """Processes that share the data would have to halve together, so that they do not."""
+
+    def halved(before: int, after: int) -> None:
+        said = f"micro-batches of {before} samples do not fit into the memory"
+        if ranks.world > 1:
+            raise ComputationError(f"{said} of process {ranks.rank}; give a smaller --chunk")
+        progress.say(f"{said}; going on with {after}")
+
+    return MicroBatch(arguments.chunk, max(map(len, suite.domains)), halved)
 
 
 def _kept(arguments: argparse.Namespace, record: Mapping[str, Any], ranks: Ranks) -> Kept:
@@ -505,17 +574,27 @@ def _record(arguments: argparse.Namespace, suite: Suite, device: torch.device, r
         dtype=arguments.dtype,
         device=str(device),
         processes=ranks.world,
+        corrupt=len(suite.corrupt),
     )
 
 
 def _deliver(arguments: argparse.Namespace, texts: Mapping[str, str], record: dict[str, Any]) -> None:
     """Write ``VERB.json`` and ``VERB.csv`` where asked for, and print what was asked for."""
     name = arguments.verb
-    _say("")
+    progress.wipe()
     if arguments.out:
         write_atomically(arguments.out / f"{name}.json", texts["json"])
         write_atomically(arguments.out / f"{name}.csv", f"# {one_line(record)}\n{texts['csv']}")
-    print(texts[arguments.format], end="")
+    _print(texts[arguments.format])
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        with Path(os.devnull).open("wb") as nowhere:  # what is left in the buffer would fail again at the end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise ComputationError(f"standard output: cannot be written ({error.strerror})") from error
 
 
 def _refuse_short(names: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -535,14 +614,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _progress(products: int, running: int, error: float) -> None:
-    _say(f"{products} products; {running} spectra running, relative residual {error:.1e}")
-
-
-def _say(what: str) -> None:
-    """Show a passing line on a terminal; an empty one wipes it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+def _eigenvalues(line: progress.Line, label: str, arguments: argparse.Namespace) -> progress.Spectra:
+    return progress.Spectra(line, f"{label}eigenvalues: ", arguments.tol, arguments.max_products)
 
 
 def _density_rows(name: str, density: Density | None) -> list[dict[str, Any]]:

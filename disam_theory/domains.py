@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
@@ -36,6 +36,7 @@ class Domain:
     inputs: Tensor  # (n, ...)
     labels: Tensor  # (n,)
     groups: Tensor | None = None  # (n,)
+    drawn_from: int | None = None  # samples of the whole domain, where these were drawn from it at random
 
     def __post_init__(self) -> None:
         """Raise :class:`UsageError` for a domain that no mean or split can be taken of."""
@@ -70,7 +71,8 @@ class Domain:
         labels = self.labels.to(device)
         if labels.is_floating_point():
             labels = labels.to(dtype)
-        return Domain(self.name, self.inputs.to(device=device, dtype=dtype), labels, self.groups)
+        inputs = self.inputs.to(device=device, dtype=dtype)
+        return replace(self, inputs=inputs, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Suite:
     name: str
     domains: tuple[Domain, ...]
     classes: int
+    corrupt: tuple[str, ...] = ()  # files that were left out as they could not be read, with why
 
     def __post_init__(self) -> None:
         for domain in self.domains:
@@ -157,43 +160,28 @@ def _drawn(domain: Divisible, share: float, generator: np.random.Generator) -> t
     return torch.from_numpy(np.argsort(place, kind="stable")), int(ends[np.abs(ends - cut).argmin()])
 
 
-def load_suite(name: str, *, rng: int = 0, image_size: int = 224) -> Suite:
-    """The embedded suite ``name`` drawn with seed ``rng``, or the image folder at the path ``name``.
+def sample(domain: D, most: int | None, *, seed: int) -> D:
+    """At most ``most`` of the domain's samples, drawn without replacement; the domain itself where that is all.
 
     Raises:
-        UsageError: no such suite or folder (the nearest name is suggested), or data that cannot be read.
+        UsageError: ``most`` is below 2.
+    """
+    if most is not None and most < 2:
+        raise UsageError(f"max_samples is {most}; a domain needs at least 2")
+    if most is None or most >= len(domain):
+        return domain
+    return domain.take(torch.randperm(len(domain), generator=torch.Generator().manual_seed(seed))[:most])
+
+
+def load_suite(name: str, *, rng: int = 0) -> Suite:
+    """The embedded suite ``name`` drawn with seed ``rng``.
+
+    Raises:
+        UsageError: no such suite; the nearest name is suggested.
     """
     if name in SUITES:
         return SUITES[name](rng)
-    if Path(name).is_dir():
-        return image_folder(Path(name), image_size=image_size)
-    if "/" in name or Path(name).exists():
-        raise UsageError(f"{name}: no such folder; give a folder in the layout ROOT/domain/class/image.jpg")
     raise unknown_name("suite", name, SUITES)
-
-
-def image_folder(root: Path, *, image_size: int = 224) -> Suite:
-    """A suite in DomainBed's layout ``ROOT/domain/class/*.jpg``; the label set is the union over the domains.
-
-    Images become RGB, ``image_size`` pixels square (bilinear), scaled to [0, 1] and normalised by ImageNet's mean
-    and standard deviation, as DomainBed evaluates them.
-    """
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise UsageError(f"{root}: no domain folders; the layout is ROOT/domain/class/image.jpg")
-    classes = sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir()})
-    if not classes:
-        raise UsageError(f"{root}: no class folders; the layout is ROOT/domain/class/image.jpg")
-    index = {name: label for label, name in enumerate(classes)}
-    domains = tuple(_image_domain(folder, index, image_size) for folder in folders)
-    return Suite(root.name, domains, len(classes))
-
-
-def _image_domain(folder: Path, index: dict[str, int], size: int) -> Domain:
-    paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    labels = torch.tensor([index[p.parent.name] for p in paths], dtype=torch.int64)
-    images = torch.stack([normalised(read_rgb(p), size) for p in paths]) if paths else torch.empty(0, 3, size, size)
-    return Domain(folder.name, images, labels)
 
 
 def read_rgb(path: Path) -> PIL.Image.Image:
@@ -207,8 +195,13 @@ def read_rgb(path: Path) -> PIL.Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"{path}: not a readable image ({error}); remove or replace it") from error
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:  # its own words repeat the path
+        raise UsageError(f"{path}: not a readable image (of no known format)") from error
+    except Exception as error:  # whatever a garbled file leads to
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UsageError(f"{path}: not a readable image ({reason})") from error
 
 
 def normalised(image: PIL.Image.Image, size: int) -> Tensor:

@@ -22,6 +22,20 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def require_writable(folder: Path) -> None:
+    """Make ``folder``, and see that a file can be made in it: before the work, not after it.
+
+    Raises:
+        ComputationError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` beside ``path`` and rename, so that a reader sees the old file or the new one, never half.
 
@@ -40,6 +54,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise ComputationError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ComputationError:
+    return ComputationError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder")

@@ -1,11 +1,11 @@
-"""Folders of images -> files and labels by domain -> a leave-one-domain-out split -> batches, images read when used.
+"""Folders of images -> files and labels by domain -> a suite in memory, or a split whose images are read when used.
 
 Layouts: DomainBed's ``ROOT/DATASET/domain/class/*.jpg`` of the :data:`BENCHMARKS`, any ``ROOT/domain/class/*.jpg``, and
-official splits:
+official splits, of which a line of a list is a path and a label:
 
-* PACS: lists ``<domain>_{train,crossval,test}_kfold.txt``, a path and a label from 1 on a line; images and lists lie
-  under ``raw_images/`` there.
-* VLCS: ``<domain>_{train,crossval,test}.txt`` with labels from 0, or folders
+* PACS: lists ``<domain>_{train,crossval,test}_kfold.txt`` that number the classes from 1; images and lists lie under
+  ``raw_images/`` there.
+* VLCS: ``<domain>_{train,crossval,test}.txt``, which number them from 0, or folders
   ``domain/{train,crossval,test,full}/class/*.jpg``, of which full is tested on where it is there.
 * DomainNet: such lists without crossval. Validation is on the sources' test lists and the test on the unseen domain's,
   as the official code does it.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +31,11 @@ from disam_theory.domains import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Domain,
+    Suite,
     hold_out,
     normalised,
     read_rgb,
+    sample,
 )
 from disam_theory.errors import UsageError, unknown_name
 
@@ -132,21 +133,81 @@ def image_split(
     """
     folder, domains = _domain_folders(root, dataset)
     unseen = _chosen(test_domain, domains, dataset)
-    listed = _official_lists(folder, domains, dataset) if lists is not False else None
-    if listed:
-        return _from_lists(folder, domains, unseen, listed)
-    if parts := _part_folders(domains):
-        if lists is not False:
-            return _from_parts(parts, unseen)
-        domains = {name: _whole(of_domain) for name, of_domain in parts.items()}
+    official = _official(folder, domains, dataset) if lists is not False else None
+    if official:
+        return official.split(list(domains), unseen)
     if lists:
-        raise UsageError(
-            f"{folder}: no official split lists (DOMAIN_train_kfold.txt, DOMAIN_train.txt), nor folders "
-            "DOMAIN/train, crossval, test; use --splits random"
-        )
+        raise UsageError(f"{folder}: {NO_SPLIT}; use --splits random")
+    domains = _whole(domains)
     index = _classes(domains)
     found = [_read_folder(name, path, index) for name, path in domains.items()]
     return ImageSplit(*hold_out(found, unseen, validation=validation, rng=rng), len(index))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of a folder is read into memory, and how."""
+
+    image_size: int = 224  # pixels a side
+    dataset: str | None = None  # one of BENCHMARKS
+    part: str | None = None  # of the official lists, but of the unseen domains their test list; None: every image
+    unseen: tuple[str, ...] = ()
+    skip_corrupt: bool = False
+    max_samples: int | None = None  # of each domain, drawn before they are read
+
+
+READING = Reading()
+SHOWN = 3  # of the files that cannot be read
+
+
+def folder_suite(root: Path, reading: Reading = READING, *, rng: int = 0) -> Suite:
+    """The images under ``root`` as DomainBed and the official code evaluate them, see :func:`evaluation_transform`.
+
+    Labels number the union of the classes over the domains in the order of the alphabet, or as the official lists do
+    where a ``part`` of them is wanted.
+
+    Raises:
+        UsageError: as :func:`image_split`, or images that cannot be read, all of them counted and the first named.
+    """
+    folder, folders = _domain_folders(root, reading.dataset)
+    if reading.part is None:
+        folders = _whole(folders)
+        index = _classes(folders)
+        whole, classes = [_read_folder(name, path, index) for name, path in folders.items()], len(index)
+    else:
+        official = _official(folder, folders, reading.dataset)
+        if official is None:
+            raise UsageError(f"{folder}: {NO_SPLIT}; leave --part away")
+        parts = {name: "test" if name in reading.unseen else reading.part for name in folders}
+        whole, classes = [official.of(name, part) for name, part in parts.items()], official.classes
+    return _in_memory(root.resolve().name, whole, classes, reading, rng)
+
+
+def _in_memory(name: str, whole: Sequence[ImageDomain], classes: int, reading: Reading, rng: int) -> Suite:
+    chosen = [sample(d, reading.max_samples, seed=1000 * rng + number) for number, d in enumerate(whole)]
+    seen = evaluation_transform(reading.image_size)
+    read = [collate([samples[0, i] for i in range(len(samples))]) for samples in (Samples((d,), seen) for d in chosen)]
+    corrupt = [why for *_, broken in read for why in broken]
+    if corrupt and not reading.skip_corrupt:
+        more = f"; and {len(corrupt) - SHOWN} more" if len(corrupt) > SHOWN else ""
+        raise UsageError(
+            f"{len(corrupt)} of {sum(map(len, chosen))} images cannot be read: {'; '.join(corrupt[:SHOWN])}{more}; "
+            "replace them, or leave them out by --skip-corrupt"
+        )
+    domains = []
+    for domain, part, (inputs, labels, _, broken) in zip(whole, chosen, read, strict=True):
+        if len(labels) < 2:
+            raise UsageError(f"domain {domain.name!r} has {len(labels)} readable image(s); at least 2 are needed")
+        population = len(domain) - len(broken) if len(part) < len(domain) else None
+        domains.append(Domain(domain.name, inputs, labels, drawn_from=population))
+    return Suite(name, tuple(domains), classes, tuple(corrupt))
+
+
+def domain_name(given: str, dataset: str | None) -> str:
+    """DomainBed's name of the domain with a benchmark's letter ``given``; any other name as it is."""
+    if dataset is not None and dataset not in BENCHMARKS:
+        raise unknown_name("data set", dataset, BENCHMARKS)
+    return BENCHMARKS[dataset].domains.get(given, (given,))[0] if dataset else given
 
 
 def _domain_folders(root: Path, dataset: str | None) -> tuple[Path, dict[str, Path]]:
@@ -155,7 +216,8 @@ def _domain_folders(root: Path, dataset: str | None) -> tuple[Path, dict[str, Pa
         raise UsageError(f"{root}: no such folder; give one in the layout ROOT/domain/class/image.jpg")
     if dataset is None:
         folder = _inner(root)
-        return folder, {path.name: path for path in _folders(folder, "domain")}
+        with_images = [path for path in _folders(folder, "domain") if not any(path.glob("*_kfold.txt"))]
+        return folder, {path.name: path for path in with_images}
     if dataset not in BENCHMARKS:
         raise unknown_name("data set", dataset, BENCHMARKS)
     benchmark = BENCHMARKS[dataset]
@@ -220,71 +282,61 @@ def _read_folder(name: str, folder: Path, index: Mapping[str, int]) -> ImageDoma
 # --- official splits ---
 
 
+NO_SPLIT = (
+    "no official split lists (DOMAIN_train_kfold.txt, DOMAIN_train.txt), nor folders DOMAIN/train, crossval, test"
+)
+LIST = re.compile(rf"(.+)_({'|'.join(PARTS)})(_kfold)?\.txt")
+
+
 @dataclass(frozen=True)
-class _Lists:
-    """The file of each domain's part, how the files' names end, and the label of the first class in them."""
+class _Official:
+    """The images of a domain's part in an official split; ``first`` is the first class's label in its lists."""
 
-    files: Mapping[tuple[str, str], Path]
-    ending: str
+    folder: Path
     first: int
+    images: Mapping[tuple[str, str], ImageDomain]
+    classes: int
+
+    def of(self, name: str, part: str) -> ImageDomain:
+        """DomainNet has no crossval lists, and the official code validates on the sources' test lists there."""
+        if part == "crossval" and not self.first and all(kind != part for _, kind in self.images):
+            part = "test"
+        if (name, part) not in self.images:
+            wanted = f"{name}_{part}{'_kfold' if self.first else ''}.txt"
+            raise UsageError(
+                f"{self.folder}: {wanted} is missing beside the other split lists; add it, or do without them: train "
+                "with --splits random, measure without --part"
+            )
+        return self.images[name, part]
+
+    def split(self, names: Sequence[str], unseen: str) -> ImageSplit:
+        """``unseen`` held out of the domains ``names``."""
+        sources = [name for name in names if name != unseen]
+        train, crossval = (tuple(self.of(name, part) for name in sources) for part in ("train", "crossval"))
+        return ImageSplit(train, crossval, self.of(unseen, "test"), self.classes)
 
 
-def _official_lists(folder: Path, domains: Mapping[str, Path], dataset: str | None) -> _Lists | None:
-    """The lists in the folder or in one of its folders, by any of a domain's names; None where there is none."""
-    also = BENCHMARKS[dataset].domains.values() if dataset else ()
-    names = {name: {path.name, *next((own for own in also if own[0] == name), ())} for name, path in domains.items()}
-    for ending, first in (("_kfold.txt", 1), (".txt", 0)):
-        found = {path.name.lower(): path for at in ("", "*/") for path in sorted(folder.glob(f"{at}*{ending}"))}
-        files = {
-            (name, part): found[called]
-            for name, part in itertools.product(domains, PARTS)
-            for own in names[name]
-            if (called := f"{own}_{part}{ending}".lower()) in found
-        }
-        if not any(part == "crossval" for _, part in files):
-            files |= {(name, "crossval"): path for (name, part), path in files.items() if part == "test"}
-        if files:
-            return _Lists(files, ending, first)
-    return None
-
-
-def _from_lists(folder: Path, domains: Mapping[str, Path], unseen: str, lists: _Lists) -> ImageSplit:
-    parts = {part: [n for n in domains if n != unseen] if part != "test" else [unseen] for part in PARTS}
+def _official(folder: Path, domains: Mapping[str, Path], dataset: str | None) -> _Official | None:
+    """From the lists in the folder or in one of its folders, PACS' kind if there is one, or from folders of parts."""
+    names = {_plain(alias): name for name, path in domains.items() for alias in (name, path.name)}
+    if dataset:
+        names |= {_plain(alias): own[0] for own in BENCHMARKS[dataset].domains.values() for alias in own}
+    kinds: dict[str | None, dict[tuple[str, str], Path]] = {"_kfold": {}, None: {}}
+    for path in (*sorted(folder.glob("*.txt")), *sorted(folder.glob("*/*.txt"))):
+        if (match := LIST.fullmatch(path.name)) and _plain(match[1]) in names:
+            kinds[match[3]].setdefault((names[_plain(match[1])], match[2]), path)
+    first = 1 if kinds["_kfold"] else 0
+    if not (files := kinds["_kfold" if first else None]):
+        return _from_parts(folder, _part_folders(domains))
     classes: dict[int, str] = {}
-    found = {
-        part: tuple(_read_list(folder, name, part, lists, classes) for name in names) for part, names in parts.items()
-    }
-    labels, first = sorted(classes), lists.first
+    images = {(name, part): _read_list(folder, name, path, first, classes) for (name, part), path in files.items()}
+    labels = sorted(classes)
     if labels != list(range(len(labels))) or len(set(classes.values())) < len(labels):
         said = ", ".join(f"{label + first} {classes[label]}" for label in labels)
         raise UsageError(
             f"{folder}: the split lists' labels are not {first}, {first + 1}, ... with a class each: {said}"
         )
-    return ImageSplit(found["train"], found["crossval"], found["test"][0], len(labels))
-
-
-def _read_list(folder: Path, name: str, part: str, lists: _Lists, classes: dict[int, str]) -> ImageDomain:
-    """The images of one list; ``classes`` collects which folder each label stands for."""
-    if (name, part) not in lists.files:
-        wanted = f"{name}_{part}{lists.ending}"
-        raise UsageError(f"{folder}: {wanted} is missing beside the other split lists; add it, or use --splits random")
-    file, paths, labels = lists.files[name, part], [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        given, _, label = line.strip().rpartition(" ")
-        if not given or not label.isdecimal() or int(label) < lists.first:
-            raise UsageError(f"{where}: {line!r} is not a path and a label from {lists.first} on")
-        path = folder / given
-        if not path.is_file():
-            raise UsageError(f"{where}: names {given}, and there is no such file in {folder}; or use --splits random")
-        paths.append(path)
-        labels.append(int(label) - lists.first)
-        known = classes.setdefault(labels[-1], path.parent.name)
-        if known != path.parent.name:
-            raise UsageError(f"{where}: label {label} is given to {path.parent.name!r} here and to {known!r} before")
-    return ImageDomain(name, tuple(paths), torch.tensor(labels))
+    return _Official(folder, first, images, len(labels))
 
 
 def _part_folders(domains: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
@@ -294,21 +346,50 @@ def _part_folders(domains: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     return folders if apart else {}
 
 
-def _whole(parts: Mapping[str, Path]) -> Path:
-    if "full" not in parts:
-        raise UsageError(f"{parts['train'].parent}: parted by folders, without one of all; use --splits official")
-    return parts["full"]
-
-
-def _from_parts(parts: Mapping[str, Mapping[str, Path]], unseen: str) -> ImageSplit:
-    tested = parts[unseen].get("full", parts[unseen]["test"])
+def _from_parts(folder: Path, parts: Mapping[str, Mapping[str, Path]]) -> _Official | None:
+    if not parts:
+        return None
     index = _classes({str(path): path for of_domain in parts.values() for path in of_domain.values()})
-    sources = {name: of_domain for name, of_domain in parts.items() if name != unseen}
-    train, kept = (
-        tuple(_read_folder(name, of_domain[part], index) for name, of_domain in sources.items())
-        for part in ("train", "crossval")
-    )
-    return ImageSplit(train, kept, _read_folder(unseen, tested, index), len(index))
+    images = {
+        (name, part): _read_folder(name, of_domain.get("full", path) if part == "test" else path, index)
+        for name, of_domain in parts.items()
+        for part, path in of_domain.items()
+        if part in PARTS
+    }
+    return _Official(folder, 0, images, len(index))
+
+
+def _whole(domains: Mapping[str, Path]) -> dict[str, Path]:
+    """Where each domain's classes are: beside its parts, where it has such folders."""
+    parts = _part_folders(domains)
+    for name, of_domain in parts.items():
+        if "full" not in of_domain:
+            raise UsageError(
+                f"{domains[name]}: parted by folders, without one of all, full; train with --splits official, measure "
+                "with --part"
+            )
+    return {name: of_domain["full"] for name, of_domain in parts.items()} or dict(domains)
+
+
+def _read_list(folder: Path, name: str, source: Path, first: int, classes: dict[int, str]) -> ImageDomain:
+    """The images of one list; ``classes`` collects which folder each label stands for."""
+    paths, labels = [], []
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        given, _, label = line.strip().rpartition(" ")
+        if not given or not label.isdecimal() or int(label) < first:
+            raise UsageError(f"{where}: {line!r} is not a path and a label from {first} on")
+        path = folder / given
+        if not path.is_file():
+            raise UsageError(f"{where}: names {given}, and there is no such file in {folder}; or use --splits random")
+        paths.append(path)
+        labels.append(int(label) - first)
+        known = classes.setdefault(labels[-1], path.parent.name)
+        if known != path.parent.name:
+            raise UsageError(f"{where}: label {label} is given to {path.parent.name!r} here and to {known!r} before")
+    return ImageDomain(name, tuple(paths), torch.tensor(labels))
 
 
 # --- samples and their order ---

@@ -145,6 +145,12 @@ class ModelPart:
         """The part's loss as a function of the outputs, ()."""
         return self.weight * self.criterion(outputs, self.labels).mean()
 
+    def cut(self, chunk: int) -> tuple[ModelPart, ...]:
+        """Parts of at most ``chunk`` samples, whose sum this one is."""
+        pieces = zip(self.inputs.split(chunk), self.labels.split(chunk), strict=True)
+        whole = len(self.labels)
+        return tuple(replace(self, inputs=x, labels=y, weight=self.weight * (len(y) / whole)) for x, y in pieces)
+
     def samples(self, params: Params) -> Tensor:
         """The loss of each sample (n,)."""
         return self.criterion(self.outputs(params), self.labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,8 +14,8 @@ import safetensors.torch
 from torch import Tensor
 
 from disam_theory.errors import DisamError, UsageError
-from disam_theory.files import write_atomically
-from disam_theory.spectrum import InterruptedSpectra
+from disam_theory.files import require_writable, write_atomically
+from disam_theory.spectrum import InterruptedSpectra, StarvedSpectra
 
 
 class Interrupted(DisamError):
@@ -49,14 +51,27 @@ class Kept:
         except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
             raise UsageError(f"{path}: cannot be gone on from ({error}); remove it to start anew") from error
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The vectors whose names begin with ``prefix``, by the rest of the name."""
+        return {name.removeprefix(prefix): v for name, v in self.vectors.items() if name.startswith(prefix)}
+
+    @contextlib.contextmanager
+    def going_on(self, prefix: str) -> Iterator[dict[str, Tensor]]:
+        """The vectors kept under ``prefix``, to start a search from; the vectors of one that ends early are kept."""
+        try:
+            yield self.under(prefix)
+        except (InterruptedSpectra, StarvedSpectra) as stop:
+            self.vectors |= {prefix + name: vectors.cpu() for name, vectors in stop.vectors.items()}
+            raise
+
     def __enter__(self) -> Kept:
+        if self._path and self._writes:
+            require_writable(self._path.parent)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, InterruptedSpectra):
-            self.vectors |= error.vectors
         if self._path and self._writes and error is None:
             self._path.unlink(missing_ok=True)
         elif self._path and self._writes and (self.rows or self.vectors):

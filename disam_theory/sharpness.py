@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from disam_theory.domains import Domain
 from disam_theory.errors import ComputationError, UsageError, unknown_name
-from disam_theory.losses import Criterion, DomainLosses, Params, cross_entropy, model_losses
+from disam_theory.losses import Criterion, DomainLosses, ModelPart, Params, cross_entropy, model_losses
 from disam_theory.operators import Curvature, domain_gradients, flatten, unflatten, weights_at
 from disam_theory.perturbations import ascent_step
 from disam_theory.spectrum import Eigenpairs, domain_spectra
@@ -179,6 +179,7 @@ def gradient_variance(
     batches: int,
     rng: int,
     criterion: Criterion = cross_entropy,
+    chunk: int = 1024,
 ) -> Estimate:
     r"""$\mathrm{Var}\{\nabla L_i(w;\mathcal B)\}=\mathbb E\lVert g_{\mathcal B}-\mathbb Eg_{\mathcal B}\rVert^2$.
 
@@ -187,7 +188,7 @@ def gradient_variance(
     the union of the domains. With $B$ = ``batches`` gradients $g_b$ and their mean $\bar g$ the estimate is
     $\frac1{B-1}\sum_b\lVert g_b-\bar g\rVert^2$: summed over the parameters, and unbiased. Its standard error is the
     jackknife's (Efron and Stein 1981), $\frac{\sqrt B}{B-2}$ times the standard deviation of
-    $\lVert g_b-\bar g\rVert^2$. Takes memory for $B$ gradients.
+    $\lVert g_b-\bar g\rVert^2$. Takes memory for $B$ gradients, and for ``chunk`` samples at once.
 
     Raises:
         UsageError: ``batches`` < 3, or ``batch_size`` is not between 1 and the size of the smallest domain.
@@ -202,7 +203,7 @@ def gradient_variance(
         chosen = torch.cat([torch.randperm(len(domain), generator=generator)[:batch_size] for _ in range(batches)])
         # cut into chunks of batch_size, the drawn samples' parts are 1/B of each batch's mean loss
         drawn = model_losses(model, [domain.take(chosen)], criterion=criterion, chunk=batch_size)
-        gradients = batches * _gradients(_each_part(drawn), params)[:-1]
+        gradients = batches * _gradients(_each_part(drawn, chunk), params)[:-1]
         squares = (gradients - gradients.mean(0)).square().sum(1).cpu()
         means.append(squares.sum() / (batches - 1))
         errors.append(squares.std() * math.sqrt(batches) / (batches - 2))
@@ -318,11 +319,13 @@ def _each(losses: DomainLosses) -> tuple[DomainLosses, ...]:
     return (*(replace(losses, names=(name,), sizes=(size,), parts=(parts,)) for name, size, parts in alone), losses)
 
 
-def _each_part(losses: DomainLosses) -> DomainLosses:
-    """The parts of the only domain as domains of their own."""
+def _each_part(losses: DomainLosses, chunk: int) -> DomainLosses:
+    """The parts of the only domain as domains of their own, each in micro-batches of at most ``chunk`` samples."""
     (parts,) = losses.parts
     names = tuple(f"{losses.names[0]}, batch {b}" for b in range(len(parts)))
-    return DomainLosses(names, (1,) * len(parts), tuple((part,) for part in parts))
+    return DomainLosses(
+        names, (1,) * len(parts), tuple(part.cut(chunk) for part in parts if isinstance(part, ModelPart))
+    )
 
 
 def _own_rises(losses: DomainLosses, params: Params, steps: Sequence[Tensor]) -> Tensor:

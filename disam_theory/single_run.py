@@ -299,7 +299,7 @@ class _Run:
     def _note_broken(self, broken: Sequence[str]) -> None:
         for why in broken:
             if not self.options.skip_corrupt:
-                raise UsageError(f"{why}; or leave such images out by --skip-corrupt")
+                raise UsageError(f"{why}; replace it, or leave such images out by --skip-corrupt")
             if why not in self.at.corrupt:
                 self.at.corrupt.append(why)
 

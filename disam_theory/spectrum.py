@@ -8,8 +8,9 @@ vector and is sent its image, so that many spectra share each pass over the data
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from disam_theory.errors import ComputationError, UsageError
+from disam_theory.memory import out_of_memory
 from disam_theory.operators import Curvature, SymmetricOperator, covariance_term, domain_gradients, weights_at
 
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
@@ -135,10 +137,8 @@ def domain_spectra(
     for name, space in spaces.items():
         space.give(start.get(name) if start else None)
     processes = {name: eigen_process(space, k, tol=tol, max_products=max_products) for name, space in spaces.items()}
-    try:
+    with ended_early(lambda: {name: space.leading(k) for name, space in spaces.items() if space.m}):
         return run_together(processes, products)
-    except KeyboardInterrupt as stop:
-        raise InterruptedSpectra({name: space.leading(k) for name, space in spaces.items() if space.m}) from stop
 
 
 class InterruptedSpectra(KeyboardInterrupt):
@@ -147,6 +147,29 @@ class InterruptedSpectra(KeyboardInterrupt):
     def __init__(self, vectors: dict[str, Tensor]) -> None:
         super().__init__("interrupted")
         self.vectors = vectors
+
+
+class StarvedSpectra(MemoryError):
+    """As :class:`InterruptedSpectra`, where the memory was not enough."""
+
+    def __init__(self, vectors: dict[str, Tensor]) -> None:
+        super().__init__("out of memory")
+        self.vectors = vectors
+
+
+@contextlib.contextmanager
+def ended_early(vectors: Callable[[], dict[str, Tensor]]) -> Iterator[None]:
+    """Ctrl-C and a lack of memory leave it with the ``vectors`` found so far."""
+    try:
+        yield
+    except (InterruptedSpectra, StarvedSpectra) as stop:
+        raise type(stop)({**vectors(), **stop.vectors}) from stop
+    except KeyboardInterrupt as stop:
+        raise InterruptedSpectra(vectors()) from stop
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise StarvedSpectra(vectors()) from error
 
 
 def run_together(

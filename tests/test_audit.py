@@ -1,6 +1,7 @@
 """The command line and the audit of a checkpoint, run as a user runs them."""
 
 import csv
+import errno
 import json
 import pickle
 import subprocess
@@ -12,12 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from disam_theory import images
 from disam_theory.__main__ import main
 from disam_theory.audit import Audit, Settings, audit
 from disam_theory.audit_measures import wilson
 from disam_theory.domains import load_suite
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
+from tests.drawn_images import convolutional, draw
 
 MODEL = ["--model", "disam_theory.models:digits_mlp", "--data", "digits-rotated"]
 
@@ -131,6 +134,114 @@ def test_image_folder_in_domainbeds_layout(tmp_path, monkeypatch, capsys):
         ("photo", 6),
         ("pooled", 12),
     ]
+
+
+def folder_audit(*more):
+    return [
+        "c.pt",
+        "--model",
+        "tests.drawn_images:convolutional",
+        "--data",
+        "PACS",
+        "--image-size",
+        "8",
+        "-k",
+        "1",
+        *more,
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(convolutional().state_dict(), "c.pt")
+    return draw(tmp_path / "PACS", count=6)
+
+
+def test_a_benchmark_goes_by_letters_and_a_sample_states_its_error(folder, capsys, monkeypatch):
+    command = folder_audit("--dataset", "pacs", "--unseen", "s", "--max-samples", "10", "--format", "json")
+    read = []
+    monkeypatch.setattr(images, "read_rgb", lambda path, real=images.read_rgb: read.append(path) or real(path))
+    code, out, err = run(*command, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert len(read) == 3 * 10 + 9  # nothing is read that is not measured
+    document = json.loads(out)
+    rows = {row["name"]: row for row in document["rows"]}
+    assert {name: row["n"] for name, row in rows.items() if row["role"] == "unseen"} == {"sketch": 9}
+    total = 12 + 18 + 15
+    assert [rows[name]["share"] for name in ("photo", "art_painting", "cartoon")] == pytest.approx(
+        [12 / total, 18 / total, 15 / total]
+    )
+    errors = {row["name"]: row for row in document["sampling"]}
+    assert {name: row["population"] for name, row in errors.items()} == {
+        "photo": 12,
+        "art_painting": 18,
+        "cartoon": 15,
+        "pooled": 45,
+        "sketch": 9,
+    }
+    assert errors["sketch"]["loss_error"] == 0.0  # all of it was audited
+    assert all(row["loss_error"] > 0 for name, row in errors.items() if name != "sketch")
+
+
+def test_corrupt_images_are_left_out_on_request_and_counted(folder, capsys):
+    broken = folder / "cartoon/dog/001.png"
+    broken.write_bytes(broken.read_bytes()[:90])
+    for verb in ("audit", "spectrum", "landscape"):
+        command = folder_audit("--points", "3") if verb == "landscape" else folder_audit()
+        command = [part for part in command if verb != "landscape" or part not in ("-k", "1")]
+        assert main([verb, *command]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("disam-theory: 1 of 54 images cannot be read: PACS/cartoon/dog/001.png: not a ")
+        assert printed.err.count("\n") == 1
+        assert main([verb, *command, "--skip-corrupt", "--out", f"{verb}-out"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.startswith("disam-theory: 1 left out: PACS/cartoon/dog/001.png: not a readable image (")
+        document = json.loads(Path(f"{verb}-out/{verb}.json").read_text())
+        comment = Path(f"{verb}-out/{verb}.csv").read_text().splitlines()[0]
+        assert document["provenance"]["corrupt"] == json.loads(comment.removeprefix("# "))["corrupt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "said"),
+    [
+        ("empty", [], "PACS/empty: no class folders"),
+        ("empty/dog", [], "PACS/empty/dog: no images (.jpg, .jpeg, .png, .bmp, .webp); fill or remove the class"),
+        ("photo/eel", [], "PACS/photo/eel: no images"),
+        (
+            None,
+            ["--part", "train"],
+            "no official split lists (DOMAIN_train_kfold.txt, or DOMAIN_train.txt); leave --part",
+        ),
+        (None, ["--dataset", "pasc"], "unknown data set 'pasc': did you mean 'pacs'"),
+        (None, ["--dataset", "vlcs"], "no folder 'VOC2007', a domain of vlcs"),
+        (None, ["--dataset", "pacs", "--unseen", "x"], "unknown domain 'x'"),
+        (None, ["--data", "digits-rotated", "--part", "test"], "--part is for a folder of images"),
+        (None, ["--data", "d.npz", "--dataset", "pacs"], "--dataset is for a folder of images, and d.npz is none"),
+        (None, ["--out", "c.pt/o"], "c.pt/o: cannot be written (Not a directory)"),
+    ],
+)
+def test_a_folder_that_does_not_do_is_one_line(folder, capsys, monkeypatch, change, more, said):
+    from disam_theory import audit_measures
+
+    if change:
+        (folder / change).mkdir(parents=True)
+    monkeypatch.setattr(audit_measures, "outcomes_of", lambda *_: pytest.fail("measured before it was refused"))
+    code, out, err = run(*folder_audit(*more), capsys=capsys)
+    assert (code, out) == (1 if "--out" in more else 2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_class_that_a_domain_lacks_is_none_of_its_labels(folder, capsys):
+    for path in (folder / "photo/dog").iterdir():
+        path.unlink()
+    (folder / "photo/dog").rmdir()
+    code, out, err = run(*folder_audit("--format", "json"), capsys=capsys)
+    assert (code, err) == (0, "")
+    assert next(row["n"] for row in json.loads(out)["rows"] if row["name"] == "photo") == 8
 
 
 class Evil:
@@ -447,3 +558,30 @@ def test_a_page_that_cannot_be_written_loses_nothing_that_was_measured(checkpoin
     (tmp_path / "o/audit.html").rmdir()
     assert run(checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o"), capsys=capsys)[0] == 0
     assert len(measured) == 1
+
+
+class Full:
+    """A file on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+    def fileno(self):
+        return self.place.fileno()
+
+
+def test_an_output_that_cannot_be_written_is_one_line_and_loses_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    full = Full()
+    with (tmp_path / "place").open("w") as full.place, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        code = main(["audit", checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o")])
+    assert code == 1
+    assert capsys.readouterr().err == "disam-theory: standard output: cannot be written (No space left on device)\n"
+    assert (tmp_path / "o/.audit.partial").exists()
+    assert run(checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o"), capsys=capsys)[0] == 0

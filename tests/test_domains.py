@@ -1,11 +1,11 @@
-"""Suites of disjoint domains, leave-one-domain-out splits, image folders, and the data that are refused."""
+"""Suites of disjoint domains, leave-one-domain-out splits, and the data that are refused."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from disam_theory import domains as module
+from disam_theory.archives import load_data
 from disam_theory.domains import SUITES, Domain, Suite, load_suite, logistic_domains
 from disam_theory.errors import UsageError
 from disam_theory.losses import model_losses, parameters_of
@@ -175,7 +175,7 @@ def test_an_unknown_domain_suggests_the_nearest_name(suites):
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UsageError, match="nowhere: no such folder"):
-        load_suite(str(tmp_path / "nowhere"))
+        load_data(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -220,111 +220,6 @@ def test_moving_a_domain_keeps_class_labels_and_converts_real_targets(make_domai
     assert make_domain().to(dtype=torch.float32).inputs.dtype == torch.float32
     real = Domain("r", torch.ones(2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
     assert real.to(dtype=torch.float32).labels.dtype == torch.float32
-
-
-# --- image folders ---
-
-PIXELS = {("art", "cat"): [(0, 0, 0), (255, 255, 255), (10, 20, 30)], ("art", "dog"): [(200, 100, 50)]} | {
-    ("photo", "dog"): [(1, 2, 3), (4, 5, 6)],
-    ("photo", "eel"): [(7, 8, 9), (9, 9, 9), (254, 0, 127)],
-}
-
-
-def write_folder(root):
-    """ROOT/domain/class/image.png, where no domain has all three classes and the domains differ in size."""
-    for (domain, label), colours in PIXELS.items():
-        folder = root / domain / label
-        folder.mkdir(parents=True)
-        for i, colour in enumerate(colours):
-            Image.new("RGB", (5 + i, 9), colour).save(folder / f"{i}.png")
-    (root / "readme.txt").write_text("not a domain")
-    (root / "art" / "cat" / "notes.txt").write_text("not an image")
-    (root / ".hidden").mkdir()
-    return root
-
-
-def test_an_image_folder_is_read_in_domainbed_layout(tmp_path):
-    """Labels number the union of the classes; pixels are (p / 255 - mean) / std channel by channel, by hand."""
-    suite = load_suite(str(write_folder(tmp_path / "pets")), image_size=6)
-    assert (suite.name, suite.classes) == ("pets", 3)
-    assert [(d.name, len(d)) for d in suite.domains] == [("art", 4), ("photo", 5)]
-    assert suite["art"].labels.tolist() == [0, 0, 0, 1]
-    assert suite["photo"].labels.tolist() == [1, 1, 2, 2, 2]
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    for domain in suite.domains:
-        assert domain.inputs.shape == (len(domain), 3, 6, 6)
-        colours = [c for (name, _), values in PIXELS.items() if name == domain.name for c in values]
-        for image, colour in zip(domain.inputs.double(), colours, strict=True):
-            for channel in range(3):
-                by_hand = (colour[channel] / 255 - mean[channel]) / std[channel]
-                # float32 storage of a number of size at most 2.7
-                assert float((image[channel] - by_hand).abs().max()) <= 3 * torch.finfo(torch.float32).eps
-
-
-def test_an_image_keeps_its_orientation_and_channel_order(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    for domain in ("a", "b"):
-        folder = tmp_path / domain / "c"
-        folder.mkdir(parents=True)
-        for i in range(2):
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    read = load_suite(str(tmp_path), image_size=4)["a"].inputs[1].permute(1, 2, 0).double().numpy()
-    back = (read * np.array([0.229, 0.224, 0.225]) + np.array([0.485, 0.456, 0.406])) * 255
-    np.testing.assert_allclose(back, pixels, atol=1e-3)
-
-
-def test_grey_and_palette_images_become_rgb(tmp_path):
-    folder = tmp_path / "d" / "c"
-    folder.mkdir(parents=True)
-    Image.new("L", (4, 4), 51).save(folder / "grey.png")
-    Image.new("RGB", (4, 4), (51, 51, 51)).convert("P").save(folder / "palette.png")
-    suite = load_suite(str(tmp_path), image_size=4)
-    assert torch.equal(suite["d"].inputs[0], suite["d"].inputs[1])
-
-
-def test_a_broken_image_is_named(tmp_path):
-    root = write_folder(tmp_path / "pets")
-    (root / "photo" / "eel" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a jpeg")
-    with pytest.raises(UsageError, match=r"photo/eel/broken\.jpg: not a readable image"):
-        load_suite(str(root), image_size=6)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_cut_or_altered_image_is_named_or_read_but_never_a_traceback(tmp_path, suffix):
-    """A file cut short, or with one byte altered, gives the error that names it, or an image."""
-    folder = tmp_path / "d" / "c"
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    good = folder / f"a.{suffix}"
-    Image.fromarray(pixels).save(good)
-    whole = good.read_bytes()
-    damaged = [whole[:cut] for cut in range(0, len(whole), max(1, len(whole) // 40))]
-    for place in range(0, len(whole), max(1, len(whole) // 60)):
-        damaged.append(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-    refused, other = 0, []
-    for i, content in enumerate(damaged):
-        path = folder / f"b.{suffix}"
-        path.write_bytes(content)
-        try:
-            load_suite(str(tmp_path), image_size=4)
-        except UsageError as error:
-            assert str(path) in str(error)  # noqa: PT017
-            refused += 1
-        except Exception as error:
-            other.append((i, type(error).__name__))
-    assert refused > 10
-    assert other == []
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no domain folders"):
-        load_suite(str(tmp_path))
-    (tmp_path / "photo").mkdir()
-    with pytest.raises(UsageError, match="no class folders"):
-        load_suite(str(tmp_path))
-    (tmp_path / "photo" / "dog").mkdir()
-    with pytest.raises(UsageError, match=r"'photo' has 0 sample"):
-        load_suite(str(tmp_path))
 
 
 # --- the logistic family ---

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, safe_open
 from disam_theory import commands
 from disam_theory.__main__ import _parser, main
 from disam_theory.algorithms import Settings
+from disam_theory.domains import load_suite
 from disam_theory.single_run import Options
 from disam_theory.traces import read_trace
 from tests.drawn_images import draw
@@ -99,6 +101,28 @@ def test_an_embedded_suite_will_do(folder, capsys):
     assert (settings["suite"], settings["momentum"], settings["schedule"]) == ("digits-rotated", 0.0, "cosine")
 
 
+def test_archives_and_callables_will_do(folder, capsys):
+    """The same run from both; other samples are another run."""
+    suite = load_suite("digits-unequal-2")
+    arrays = {f"{d.name}/{part}": getattr(d, part).numpy() for d in suite.domains for part in ("inputs", "labels")}
+    np.savez("d.npz", **arrays)
+    command = ["--test-domain", "noise3", "--model", "disam_theory.models:digits_mlp", *QUICK]
+    code, out, err = run(capsys, "--data", "d.npz", *command, "--out", "archive")
+    assert (code, err) == (0, "")
+    assert run(capsys, "--data", "tests.test_train_command:own_domains", *command, "--out", "callable")[1] == out
+    first, second = (load_file(f"{name}/last.safetensors") for name in ("archive", "callable"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    arrays["noise0/inputs"][0] += 1
+    np.savez("d.npz", **arrays)
+    code, _, err = run(capsys, "--data", "d.npz", *command, "--out", "archive")
+    assert code == 2
+    assert "archive: holds another run (samples" in err
+
+
+def own_domains():
+    return load_suite("digits-unequal-2").domains
+
+
 def test_an_interrupted_command_says_how_to_go_on(folder, capsys, monkeypatch):
     monkeypatch.setattr(commands, "_train_progress", lambda steps: stop)
     code, _, err = run(capsys, *SUITE, *QUICK, "--out", "run")
@@ -125,6 +149,9 @@ def test_a_broken_image_is_left_out_on_request_and_named(folder, capsys):
     code, _, err = run(capsys, *IMAGES, *OWN, *QUICK, "--out", "run", "--skip-corrupt")
     assert code == 0
     assert err.startswith("disam-theory: 1 left out: data/PACS/cartoon/house/002.png")
+    comment, *_ = (folder / "run/train.csv").read_text().splitlines()
+    assert json.loads((folder / "run/train.json").read_text())["provenance"]["corrupt"] == 1
+    assert json.loads(comment.removeprefix("# "))["corrupt"] == 1
 
 
 @pytest.mark.parametrize(
