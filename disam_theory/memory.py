@@ -11,7 +11,8 @@ import torch
 from disam_theory.errors import ComputationError
 
 Found = TypeVar("Found")
-SAYS_SO = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of a RuntimeError that is no OutOfMemoryError
+# of a RuntimeError that is no OutOfMemoryError: torch's on the CPU, oneDNN's, cuBLAS's
+SAYS_SO = ("can't allocate memory", "could not create a primitive", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -44,14 +45,15 @@ class MicroBatch:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
             gc.collect()  # here the error is gone, and with it the frames that hold what did not fit
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             before = min(self.chunk, self._largest)
             if before == 1:
                 raise ComputationError(
-                    "out of memory with one sample at a time; use smaller images, a smaller model or --dtype float32, "
-                    "or a machine with more memory"
+                    f"out of memory with one sample at a time ({reason}); use smaller images, a smaller model or "
+                    "--dtype float32, or a machine with more memory"
                 )
             self.chunk = before // 2
             self._halved(before, self.chunk)

@@ -20,6 +20,7 @@ from torch.func import grad, jvp, vjp
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.linearisation import Linearised, linearise
 from disam_theory.losses import DomainLosses, ModelPart, Params, Part
+from disam_theory.memory import out_of_memory
 from disam_theory.perturbations import disam_weights
 
 if TYPE_CHECKING:
@@ -105,8 +106,23 @@ class Curvature:
     def products(self, vectors: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
         r"""$\sum_iw_{ti}A_iv_t$ for T ``vectors`` (n,) and ``weights`` (T, M).
 
-        A domain of weight zero is not evaluated; a micro-batch's graph serves all the vectors.
+        A domain of weight zero is not evaluated; a micro-batch's graph serves all the vectors. Where the memory is not
+        enough the graphs that were kept go, and no more are.
         """
+        try:
+            totals = self._own_products(vectors, weights)
+        except (MemoryError, RuntimeError) as error:
+            if not (self._kept and out_of_memory(error)):
+                raise
+            totals = None
+        if totals is None:
+            self._kept.clear()
+            self._memory = 0
+            totals = self._own_products(vectors, weights)
+        return [self.losses.ranks.total(total) for total in totals]
+
+    def _own_products(self, vectors: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+        """This process's share of the products."""
         rows = weights.tolist()
         totals = [torch.zeros_like(vector) for vector in vectors]
         for i, parts in enumerate(self.losses.parts):
@@ -117,7 +133,7 @@ class Curvature:
                 for t, image in zip(active, images, strict=True):
                     totals[t] += rows[t][i] * image
                 del product  # its graph goes before the next one is built
-        return [self.losses.ranks.total(total) for total in totals]
+        return totals
 
     def operator(self, weights: Sequence[float] | Tensor) -> SymmetricOperator:
         r"""$\sum_iw_iA_i$ for ``weights`` (M,)."""
