@@ -213,7 +213,7 @@ def test_corrupt_images_are_left_out_on_request_and_counted(folder, capsys):
         (
             None,
             ["--part", "train"],
-            "no official split lists (DOMAIN_train_kfold.txt, or DOMAIN_train.txt); leave --part",
+            "nor folders DOMAIN/train, crossval, test; leave --part away",
         ),
         (None, ["--dataset", "pasc"], "unknown data set 'pasc': did you mean 'pacs'"),
         (None, ["--dataset", "vlcs"], "no folder 'VOC2007', a domain of vlcs"),
