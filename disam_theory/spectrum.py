@@ -24,7 +24,8 @@ from disam_theory.operators import Curvature, SymmetricOperator, covariance_term
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
 PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least, and at most in a large space
 SMALL = 64  # in a space so small the search goes on to the end
-BASIS_BYTES = 2**30  # the basis is restarted before it takes more memory than this
+BASIS_BYTES = 3 * 2**30  # the bases of all spectra that run together, with their products, are kept below this
+BLOCK = 2**21  # entries of a vector that are widened to float64 at once
 
 Found = TypeVar("Found")
 Progress = Callable[[int, int, float], None]
@@ -104,10 +105,12 @@ def domain_spectra(
     r"""The top ``k`` eigenpairs of each domain's matrix and of ``pooled`` $\sum_i\alpha_iA_i$.
 
     With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
-    :func:`~disam_theory.operators.domain_inspired_hessian`. They advance in lockstep: every round is one pass over the
-    data for all spectra that have not converged. ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or
-    of an interrupted search. ``progress`` is called after each round with the products spent, the number of spectra
-    still running and their largest relative residual.
+    :func:`~disam_theory.operators.domain_inspired_hessian`, after the others and started from the pooled vectors. The
+    others advance in lockstep: every round is one pass over the data for all spectra that have not converged. Where
+    that many bases would take more than 3 GiB, ``pooled`` comes first and the rest after it, as many at once as fit.
+    ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an interrupted search. ``progress`` is
+    called after each round with the products spent, the number of spectra not yet done and the largest
+    relative residual of those that run.
 
     Raises:
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
@@ -117,10 +120,11 @@ def domain_spectra(
     losses = curvature.losses
     weights = dict(zip(losses.names, torch.eye(losses.M, dtype=torch.float64), strict=True))
     weights["pooled"] = torch.tensor(losses.shares, dtype=torch.float64)
-    corrections: dict[str, Callable[[Tensor], Tensor]] = {}
     if lam is not None:
         weights["beta-weighted"] = weights["L_DI"] = weights_at(losses, curvature.params, lam).double().cpu()
-        corrections["L_DI"] = covariance_term(domain_gradients(losses, curvature.params), lam)
+    corrections: dict[str, Callable[[Tensor], Tensor]] = {}
+    spaces: dict[str, Subspace] = {}
+    found: dict[str, Eigenpairs] = {}
     spent = 0
 
     def products(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,15 +134,50 @@ def domain_spectra(
         for name in corrections.keys() & wanted.keys():
             images[name] += corrections[name](wanted[name])
         spent += len(wanted)
-        progress(spent, len(wanted), max(spaces[name].error for name in wanted))
+        left = len(wanted) + len(weights) - len(found) - len(spaces)
+        progress(spent, left, max(spaces[name].error for name in wanted))
         return images
 
-    spaces = {name: Subspace(curvature, torch.Generator().manual_seed(rng)) for name in weights}
-    for name, space in spaces.items():
-        space.give(start.get(name) if start else None)
-    processes = {name: eigen_process(space, k, tol=tol, max_products=max_products) for name, space in spaces.items()}
-    with ended_early(lambda: {name: space.leading(k) for name, space in spaces.items() if space.m}):
-        return run_together(processes, products)
+    def so_far() -> dict[str, Tensor]:
+        vectors = {name: pairs.vectors for name, pairs in found.items()}
+        return vectors | {name: space.leading(k) for name, space in spaces.items() if space.m}
+
+    with ended_early(so_far):
+        for together in _waves(list(weights), curvature, k):
+            if lam is not None and "L_DI" in together:
+                corrections["L_DI"] = covariance_term(domain_gradients(losses, curvature.params), lam)
+            near = found["pooled"].vectors if "pooled" in found else None
+            for name in together:
+                spaces[name] = Subspace(curvature, torch.Generator().manual_seed(rng))
+                spaces[name].give((start or {}).get(name, near))
+            options = {"tol": tol, "max_products": max_products, "together": len(together)}
+            found |= run_together({name: eigen_process(spaces[name], k, **options) for name in together}, products)
+            spaces.clear()
+    return {name: found[name] for name in weights}
+
+
+def _waves(names: list[str], curvature: Curvature, k: int) -> list[list[str]]:
+    """The spectra that run together, in the order in which they run: later ones can start from ``pooled``."""
+    room = max(1, BASIS_BYTES // (_least(k) * _row_bytes(curvature)))
+    later = [name for name in names if name in ("beta-weighted", "L_DI")]
+    others = [name for name in names if name not in later]
+    if len(others) <= room:
+        return [others, *_cut(later, room)]
+    return [["pooled"], *_cut([name for name in others if name != "pooled"] + later, room)]
+
+
+def _cut(names: list[str], size: int) -> list[list[str]]:
+    return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+def _least(k: int) -> int:
+    """The fewest vectors of a basis with which restarts cost little."""
+    return 4 * k + 10
+
+
+def _row_bytes(operator: SymmetricOperator | Curvature) -> int:
+    """A vector of the basis and its product."""
+    return 2 * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
 
 
 class InterruptedSpectra(KeyboardInterrupt):
@@ -200,18 +239,20 @@ def run_together(
     return {name: found[name] for name in processes}
 
 
-def eigen_process(space: Subspace, k: int, *, tol: float = 1e-4, max_products: int = 300) -> Process[Eigenpairs]:
-    """The process behind :func:`top_eigenpairs`, in a subspace that may know something already."""
+def eigen_process(
+    space: Subspace, k: int, *, tol: float = 1e-4, max_products: int = 300, together: int = 1
+) -> Process[Eigenpairs]:
+    """The process behind :func:`top_eigenpairs`, in one of ``together`` subspaces that share the memory."""
     if not 1 <= k <= space.n:
         raise UsageError(f"k is {k}; ask for 1 to {space.n} eigenpairs of a {space.n} x {space.n} operator")
     if max_products < k:
         raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {k}")
-    return _search(space, k, tol, max_products)
+    capacity = max(BASIS_BYTES // (together * space.row_bytes), _least(k))
+    return _search(space, k, tol, max_products, capacity)
 
 
-def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[Eigenpairs]:
+def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: int) -> Process[Eigenpairs]:
     """Expand the subspace until k pairs are settled and a probe finds no other that belongs to them."""
-    capacity = max(BASIS_BYTES // (2 * space.n * space.basis.element_size()), 4 * k + 10)
     spent, probe = 0, None  # probe: the column of the basis where the probe begins
     while True:
         values, mixing, errors = space.ritz(k)
@@ -241,8 +282,7 @@ def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[E
         if space.m == capacity:
             space.restart(2 * k + 4)
             probe = None
-    mixing = mixing.T.to(space.basis)
-    return _checked((mixing @ space.basis).double().T, (mixing @ space.images).double().T, tol, space, spent)
+    return _checked(mixing.T, tol, space, spent)
 
 
 class Subspace:
@@ -254,7 +294,7 @@ class Subspace:
     """
 
     def __init__(self, operator: SymmetricOperator | Curvature, generator: torch.Generator) -> None:
-        self.n, self._like = operator.size, (operator.device, operator.dtype)
+        self.n, self._like, self.row_bytes = operator.size, (operator.device, operator.dtype), _row_bytes(operator)
         self._generator = generator
         self._stored = torch.empty(2, 16, self.n, dtype=operator.dtype, device=operator.device)  # basis and images
         self.pending = self._stored[0, :0]
@@ -344,7 +384,7 @@ class Subspace:
     def expand(self, image: Tensor) -> None:
         """Move the first pending row into the basis, given its image under the operator."""
         row, known = self.pending[0], self.coupling[0]
-        diagonal = (row.double() @ image.double()).cpu()
+        diagonal = _inner(row[None], image[None])[0, 0]
         self.pending, self.coupling = self.pending[1:], self.coupling[1:]
         if self.m == self._stored.shape[1]:
             larger = self._stored.new_empty(2, 2 * self.m, self.n)
@@ -354,14 +394,14 @@ class Subspace:
         self._project(
             torch.cat([torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]])
         )
-        along = self.pending.double() @ image.double()
+        along = _inner(self.pending, image[None])
         near = known.nonzero()[:, 0]  # one row in Lanczos' recurrence, all of them just after a restart
         remainder = image - diagonal.to(image) * row - known[near].to(image) @ self.basis[near.to(image.device)]
         before, remainder = remainder.norm(), self._orthogonal(remainder)
         if float(remainder.norm()) < 0.7 * float(before):  # the criterion of Daniel, Gragg, Kaufman and Stewart (1976)
             remainder = self._orthogonal(remainder)
         length = remainder.double().norm()
-        self.coupling = torch.cat([self.coupling, along.cpu()[:, None]], dim=1)
+        self.coupling = torch.cat([self.coupling, along], dim=1)
         if float(length) > self.noise / 10:  # dropped parts add up
             self.pending = torch.cat([self.pending, (remainder / length.to(remainder))[None]])
             last = torch.zeros(1, self.m, dtype=torch.float64)
@@ -371,7 +411,8 @@ class Subspace:
     def restart(self, keep: int) -> None:
         """Shrink the basis to its ``keep`` leading Ritz vectors (Wu and Simon 2000)."""
         values, mixing, _ = self.ritz(min(keep, self.m - 1))
-        self._stored[:, : len(values)] = mixing.T.to(self.basis) @ self._stored[:, : self.m]
+        for block in _blocks(self.n):  # no second basis
+            self._stored[:, : len(values), block] = mixing.T.to(self.basis) @ self._stored[:, : self.m, block]
         self._project(torch.diag(values))
         self.coupling = self.coupling @ mixing
 
@@ -386,31 +427,53 @@ class Subspace:
         return torch.randn(rows, self.n, generator=self._generator, dtype=torch.float64).to(*self._like)
 
 
-def _checked(vectors: Tensor, images: Tensor, tol: float, space: Subspace, spent: int) -> Eigenpairs:
-    """Rayleigh-Ritz on the vectors that are returned, their residuals from the products, the intervals; float64."""
-    wide, triangle = torch.linalg.qr(vectors)  # orthonormal already, to the round-off of the operator's type
-    images = torch.linalg.solve_triangular(triangle, images, upper=True, left=False)
-    inner = wide.T @ images
+def _checked(mixing: Tensor, tol: float, space: Subspace, spent: int) -> Eigenpairs:
+    """Rayleigh-Ritz on the vectors with coordinates ``mixing`` (k, m), their residuals from the products, intervals.
+
+    All inner products are in float64, by blocks of the vectors: a wide copy of a large model's would take its memory
+    several times.
+    """
+    own = mixing.to(space.basis)
+    rows, images = own @ space.basis, own @ space.images  # (k, n)
+    # orthonormal already, to the round-off of the operator's type; by Cholesky to that of float64
+    straight = torch.linalg.inv(torch.linalg.cholesky(_inner(rows, rows)))
+    inner = straight @ _inner(rows, images) @ straight.T
     values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
-    values, rotation = values.flip(0), rotation.flip(1)
-    wide, images = wide @ rotation, images @ rotation
-    residuals = (images - wide * values).norm(dim=0)
+    values, frame = values.flip(0), (rotation.flip(1).T @ straight).to(rows.device)
+    squares = torch.zeros_like(values)
+    for block in _blocks(space.n):
+        wide, image = frame @ rows[:, block].double(), frame @ images[:, block].double()
+        squares += (image - values.to(wide.device)[:, None] * wide).square().sum(1).cpu()
+        rows[:, block] = wide.to(rows)
+    residuals = squares.sqrt()
     noise = space.noise
     slack = 2 * noise  # pairs closer than that cannot be told apart
     reached = residuals <= tol * values.abs()
     converged = bool((reached | (residuals <= noise)).all())
-    sign = torch.where(wide.gather(0, wide.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+    rows *= torch.where(rows.gather(1, rows.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0).to(rows)
     upper = _upper_bounds(values.tolist(), residuals.tolist(), slack)
     return Eigenpairs(
         values,
-        (wide * sign).to(space.basis),
+        rows.T,
         residuals,
         values - slack,
-        torch.tensor(upper, dtype=torch.float64, device=values.device),
+        torch.tensor(upper, dtype=torch.float64),
         converged,
         converged and not bool(reached.all()),
         spent,
     )
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK)]
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products of the rows of two (i, n) and (j, n), accumulated in float64, (i, j) on the CPU."""
+    total = torch.zeros(len(first), len(second), dtype=torch.float64)
+    for block in _blocks(first.shape[1]):
+        total += (first[:, block].double() @ second[:, block].double().T).cpu()
+    return total
 
 
 def _upper_bounds(values: list[float], residuals: list[float], noise: float) -> list[float]:
