@@ -144,7 +144,7 @@ def _add_common(verb: argparse.ArgumentParser, *, several: bool = False) -> None
     verb.add_argument("--skip-corrupt", action="store_true", help=SKIP_CORRUPT)
     _add_output(verb)
     verb.add_argument(
-        "--chunk", type=int, default=1024, help="samples in memory at once, halved if too many (default 1024)"
+        "--chunk", type=int, default=1024, help="samples in memory at once, at most; fewer if large (default 1024)"
     )
     verb.add_argument("--image-size", type=int, default=224, help="pixels a side for an image folder (default 224)")
     verb.add_argument("--rng", type=int, default=0, help="seed of the suite and of all random vectors (default 0)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from disam_theory.generalization import Bound, Measured, bounds
 from disam_theory.landscape import eigen_direction, slice_1d
 from disam_theory.losses import DomainLosses, ModelPart, Params, cross_entropy, model_losses, parameters_of
 from disam_theory.memory import out_of_memory
-from disam_theory.operators import Curvature, domain_gradients, flatten, unflatten, weights_at
+from disam_theory.operators import Curvature, domain_gradients, fitting_chunk, flatten, unflatten, weights_at
 from disam_theory.ranks import Ranks
 from disam_theory.spectrum import Eigenpairs
 from disam_theory.stochastic import overlap, sampling_error, spectral_density
@@ -42,7 +42,7 @@ class Settings:
     delta: float = 0.05  # with which a generalisation bound may fail
     tol: float = 1e-3  # relative residual of the eigenvalues
     max_products: int = 300
-    chunk: int = 1024  # samples in memory at once
+    chunk: int = 1024  # samples in memory at once, at most; fewer where their graph would take more than 1.25 GiB
     rng: int = 0
     full: bool = False
     max_samples: int | None = None  # of each domain, drawn at random
@@ -120,8 +120,9 @@ def prepared(
     if settings.max_samples is not None and ranks.world > 1:
         raise UsageError("max_samples is for one process; leave it away, or do not use torchrun")
     data = [_drawn(domain, settings, i).to(device=device, dtype=dtype) for i, domain in enumerate(domains)]
+    chunk = min(fitting_chunk(private, domain, settings.chunk) for domain in data)
     return Subject(
-        settings,
+        replace(settings, chunk=chunk),
         private,
         tuple(d for d in data if d.name not in unseen),
         tuple(d for d in data if d.name in unseen),
@@ -245,9 +246,15 @@ def trace_probes(subject: Subject, facts: Mapping[str, Mapping[str, Any]]) -> di
     params, chosen = subject.params, subject.settings
     like = flatten(params)
     generator = torch.Generator().manual_seed(chosen.rng)
-    signs = torch.randint(0, 2, (subject.effort.probes, len(like)), generator=generator) * 2 - 1
-    vectors = [row.to(like) for row in signs]
-    forms = _forms(subject.losses, params, vectors)
+    state = generator.get_state()
+
+    def vectors() -> Iterator[Tensor]:
+        """The same each time, one in memory at once."""
+        generator.set_state(state)
+        for _ in range(subject.effort.probes):
+            yield (torch.randint(0, 2, (len(like),), generator=generator) * 2 - 1).to(like)
+
+    forms = _forms(subject.losses, params, vectors())
     alpha = torch.tensor(subject.losses.shares, dtype=torch.float64)
     beta = torch.tensor([facts[name]["beta"] for name in subject.losses.names], dtype=torch.float64)
     gradients = domain_gradients(subject.losses, params).double()
@@ -256,11 +263,11 @@ def trace_probes(subject: Subject, facts: Mapping[str, Mapping[str, Any]]) -> di
     found |= {"pooled": forms @ alpha, "beta-weighted": forms @ beta}
     found["L_DI"] = found["beta-weighted"] - 2 * chosen.lam * spread
     for name, other in subject.others.items():
-        found[name] = _forms(other, params, vectors)[:, 0]
+        found[name] = _forms(other, params, vectors())[:, 0]
     return found
 
 
-def _forms(losses: DomainLosses, params: Params, vectors: Sequence[Tensor]) -> Tensor:
+def _forms(losses: DomainLosses, params: Params, vectors: Iterable[Tensor]) -> Tensor:
     r"""$v^\top\nabla^2L_iv$ for each vector and domain, (S, M) float64 on the CPU."""
     curvature, eye = Curvature(losses, params), torch.eye(losses.M)
     rows = []

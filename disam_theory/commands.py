@@ -30,7 +30,7 @@ from disam_theory.imported import Imported, read_imported
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
 from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
 from disam_theory.memory import MicroBatch
-from disam_theory.operators import Curvature, hessian
+from disam_theory.operators import Curvature, fitting_chunk, hessian
 from disam_theory.provenance import one_line, provenance, sha256
 from disam_theory.ranks import Ranks, launched
 from disam_theory.resume import Kept
@@ -98,7 +98,7 @@ def _audits(
     names = [entry.name for entry in dataclasses.fields(audits.Settings)]
     settings = audits.Settings(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
     todo = [label for label in models if label not in kept.rows]
-    line, parts, micro_batch = progress.Line(), progress.Parts(len(todo)), _micro_batch(arguments, suite, ranks)
+    line, parts, micro_batch = progress.Line(), progress.Parts(len(todo)), _micro_batch(arguments.chunk, suite, ranks)
 
     def audited(label: str, place: str, chunk: int) -> audits.Audit:
         first = ranks.rank == 0
@@ -132,7 +132,8 @@ def spectrum(arguments: argparse.Namespace) -> int:
         raise UsageError("--density writes a file; give --out DIR")
     model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
-    micro_batch = _micro_batch(arguments, suite, Ranks())
+    chunk = min(fitting_chunk(model, domain, arguments.chunk) for domain in data)
+    micro_batch = _micro_batch(chunk, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
         found = micro_batch.run(lambda chunk: _all_spectra(*_losses(model, data, chunk), kept, arguments))
         record |= {"chunk": micro_batch.chunk}
@@ -217,7 +218,8 @@ def landscape(arguments: argparse.Namespace) -> int:
         raise UsageError(f"span is {arguments.span}; it must be finite and above 0")
     model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
-    micro_batch = _micro_batch(arguments, suite, Ranks())
+    chunk = min(fitting_chunk(model, domain, arguments.chunk) for domain in data)
+    micro_batch = _micro_batch(chunk, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
         rows = micro_batch.run(lambda chunk: _lines(*_losses(model, data, chunk), kept, arguments))
         record |= {"chunk": micro_batch.chunk}
@@ -536,7 +538,7 @@ def _losses(model: nn.Module, data: Sequence[Domain], chunk: int) -> tuple[Domai
     return losses, params
 
 
-def _micro_batch(arguments: argparse.Namespace, suite: Suite, ranks: Ranks) -> MicroBatch:
+def _micro_batch(chunk: int, suite: Suite, ranks: Ranks) -> MicroBatch:
     """Processes that share the data would have to halve together, so that they do not."""
 
     def halved(before: int, after: int) -> None:
@@ -545,7 +547,7 @@ def _micro_batch(arguments: argparse.Namespace, suite: Suite, ranks: Ranks) -> M
             raise ComputationError(f"{said} of process {ranks.rank}; give a smaller --chunk")
         progress.say(f"{said}; going on with {after}")
 
-    return MicroBatch(arguments.chunk, max(map(len, suite.domains)), halved)
+    return MicroBatch(chunk, max(map(len, suite.domains)), halved)
 
 
 def _kept(arguments: argparse.Namespace, record: Mapping[str, Any], ranks: Ranks) -> Kept:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
 
+from disam_theory.domains import Domain
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.linearisation import Linearised, linearise
-from disam_theory.losses import DomainLosses, ModelPart, Params, Part
+from disam_theory.losses import DomainLosses, ModelPart, Params, Part, cross_entropy
 from disam_theory.memory import out_of_memory
 from disam_theory.perturbations import disam_weights
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 KINDS = ("hessian", "ggn", "fisher")
 MODES = ("kept", "batched", "linearised", "forward")
 Product = Callable[[Tensor], Tensor]  # (T, n) -> (T, n), a product with each row
+GRAPH_BYTES = 5 * 2**28  # what the graph of one micro-batch's gradient may take; a product takes about as much again
+GPU_SHARE = 16  # on a GPU, that part of its memory if it is more
+WORTH_KEEPING = 0.25  # with a smaller share of the graphs kept, a product saves less than a tenth of its time
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Curvature:
     Each $A_i$ is the sum of its micro-batches' shares, so the chunk size does not change a product.
 
     ``mode`` is how Hessian products are made: ``kept`` differentiates the gradient's graph backward again, and keeps
-    the graphs of as many micro-batches as fit into ``memory`` bytes (a quarter of what is free, unless given): about
-    2 gradients a product where kept, 3 where not. ``batched`` is the same with all vectors of a pass in one backward
+    the graphs of as many micro-batches as fit into ``memory`` bytes (a quarter of what is free, unless given, and none
+    where less than a quarter of them would fit): about 2 gradients a product where kept, 3 where not. ``batched`` is the same with all vectors of a pass in one backward
     pass. ``linearised`` traces the product once, at the cost of about 25 gradients, and binds the trace to each
     micro-batch (:mod:`disam_theory.linearisation`): 1.7 to 2 gradients a product where bound, 3 where not.
     ``forward`` is ``jvp(grad)``, forward over reverse: nothing is kept, the least memory, 3 to 4 gradients a product.
@@ -158,6 +162,8 @@ class Curvature:
             product, taken = _linearised(part, self.params, self._traced)
         else:
             product, taken = _double_backward(part, self._leaves, batched=self._mode == "batched")
+        if not self._kept and taken * sum(map(len, self.losses.parts)) * WORTH_KEEPING > self._memory:
+            self._memory = 0
         if keep and taken <= self._memory:
             self._memory -= taken
             self._kept[part] = product
@@ -240,6 +246,31 @@ def _double_backward(part: Part, leaves: Params, *, batched: bool) -> tuple[Prod
         return torch.cat([image.reshape(*vectors.shape[:-1], -1) for image in images], dim=-1)
 
     return product if batched else _each(product), sum(storages.values())
+
+
+def fitting_chunk(model: nn.Module, domain: Domain, most: int) -> int:
+    """At most ``most`` samples of ``domain`` (at least 1): no more than those whose graph fits into ``GRAPH_BYTES``.
+
+    What one sample adds is the graph of two less that of one; so the same model and data give the same number.
+    Where the model cannot take the samples, ``most``.
+    """
+    if most <= 1:
+        return most
+    sizes = []
+    leaves = {name: p.detach().clone().requires_grad_(True) for name, p in model.named_parameters()}
+    try:
+        for n in (1, 2):
+            part = ModelPart(model, domain.inputs[:n], domain.labels[:n], cross_entropy, 1.0)
+            sizes.append(_double_backward(part, leaves, batched=False)[1])
+    except (RuntimeError, ValueError, IndexError, TypeError, UsageError):  # said better where the data are first used
+        return most
+    fixed, each = 2 * sizes[0] - sizes[1], max(1, sizes[1] - sizes[0])
+    return max(1, min(most, (at_least_on_gpu(GRAPH_BYTES, domain.inputs.device, GPU_SHARE) - fixed) // each))
+
+
+def at_least_on_gpu(size: int, device: torch.device, share: int) -> int:
+    """``size``, and on a GPU that part of its memory if it is more; not of what is free, so that runs repeat."""
+    return max(size, torch.cuda.get_device_properties(device).total_memory // share) if device.type == "cuda" else size
 
 
 def _refuse_once_differentiable(value: Tensor) -> None:

@@ -19,12 +19,20 @@ from torch import Tensor
 
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.memory import out_of_memory
-from disam_theory.operators import Curvature, SymmetricOperator, covariance_term, domain_gradients, weights_at
+from disam_theory.operators import (
+    Curvature,
+    SymmetricOperator,
+    at_least_on_gpu,
+    covariance_term,
+    domain_gradients,
+    weights_at,
+)
 
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
 PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least, and at most in a large space
 SMALL = 64  # in a space so small the search goes on to the end
 BASIS_BYTES = 3 * 2**30  # the bases of all spectra that run together, with their products, are kept below this
+GPU_SHARE = 4  # on a GPU, that part of its memory if it is more
 BLOCK = 2**21  # entries of a vector that are widened to float64 at once
 
 Found = TypeVar("Found")
@@ -107,7 +115,7 @@ def domain_spectra(
     With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
     :func:`~disam_theory.operators.domain_inspired_hessian`, after the others and started from the pooled vectors. The
     others advance in lockstep: every round is one pass over the data for all spectra that have not converged. Where
-    that many bases would take more than 3 GiB, ``pooled`` comes first and the rest after it, as many at once as fit.
+    that many bases would take more than 3 GiB (on a GPU, a quarter of its memory), ``pooled`` comes first and the rest after it, as many at once as fit.
     ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an interrupted search. ``progress`` is
     called after each round with the products spent, the number of spectra not yet done and the largest
     relative residual of those that run.
@@ -158,7 +166,7 @@ def domain_spectra(
 
 def _waves(names: list[str], curvature: Curvature, k: int) -> list[list[str]]:
     """The spectra that run together, in the order in which they run: later ones can start from ``pooled``."""
-    room = max(1, BASIS_BYTES // (_least(k) * _row_bytes(curvature)))
+    room = max(1, _basis_bytes(curvature.device) // (_least(k) * _row_bytes(curvature)))
     later = [name for name in names if name in ("beta-weighted", "L_DI")]
     others = [name for name in names if name not in later]
     if len(others) <= room:
@@ -173,6 +181,10 @@ def _cut(names: list[str], size: int) -> list[list[str]]:
 def _least(k: int) -> int:
     """The fewest vectors of a basis with which restarts cost little."""
     return 4 * k + 10
+
+
+def _basis_bytes(device: torch.device) -> int:
+    return at_least_on_gpu(BASIS_BYTES, device, GPU_SHARE)
 
 
 def _row_bytes(operator: SymmetricOperator | Curvature) -> int:
@@ -247,7 +259,7 @@ def eigen_process(
         raise UsageError(f"k is {k}; ask for 1 to {space.n} eigenpairs of a {space.n} x {space.n} operator")
     if max_products < k:
         raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {k}")
-    capacity = max(BASIS_BYTES // (together * space.row_bytes), _least(k))
+    capacity = max(_basis_bytes(space.basis.device) // (together * space.row_bytes), _least(k))
     return _search(space, k, tol, max_products, capacity)
 
 
