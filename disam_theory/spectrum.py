@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -115,10 +115,10 @@ def domain_spectra(
     With ``lam`` (of Hessians) also ``beta-weighted`` $\sum_i\beta_i\nabla^2L_i$ and ``L_DI``, see
     :func:`~disam_theory.operators.domain_inspired_hessian`, after the others and started from the pooled vectors. The
     others advance in lockstep: every round is one pass over the data for all spectra that have not converged. Where
-    that many bases would take more than 3 GiB (on a GPU, a quarter of its memory), ``pooled`` comes first and the rest after it, as many at once as fit.
-    ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an interrupted search. ``progress`` is
-    called after each round with the products spent, the number of spectra not yet done and the largest
-    relative residual of those that run.
+    that many bases would take more than 3 GiB (on a GPU, a quarter of its memory), ``pooled`` comes first and the rest
+    after it, as many at once as fit. ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an
+    interrupted search. ``progress`` is called after each round with the products spent, the number of spectra not yet
+    done and the largest relative residual of those that run.
 
     Raises:
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
@@ -158,7 +158,7 @@ def domain_spectra(
             for name in together:
                 spaces[name] = Subspace(curvature, torch.Generator().manual_seed(rng))
                 spaces[name].give((start or {}).get(name, near))
-            options = {"tol": tol, "max_products": max_products, "together": len(together)}
+            options: dict[str, Any] = {"tol": tol, "max_products": max_products, "together": len(together)}
             found |= run_together({name: eigen_process(spaces[name], k, **options) for name in together}, products)
             spaces.clear()
     return {name: found[name] for name in weights}
@@ -179,7 +179,7 @@ def _cut(names: list[str], size: int) -> list[list[str]]:
 
 
 def _least(k: int) -> int:
-    """The fewest vectors of a basis with which restarts cost little."""
+    """The fewest vectors of a basis with which restarts cost little: they leave 2k + 4, and room for a probe."""
     return 4 * k + 10
 
 
@@ -277,6 +277,8 @@ def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: in
         direction = None
         if settled:
             if probe is None:
+                if space.m + PROBE_STEPS[1] > capacity:  # a restart on the way would begin the probe again
+                    space.restart(2 * k + 4)
                 probe, direction = space.m, space.add_random()
             else:
                 height, direction = space.height_from(probe)
@@ -288,12 +290,12 @@ def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: in
             probe = None
             if len(excess):
                 direction = space.residual_direction(mixing[:, int(excess.argmax())])
-        image = yield space.choose(direction)
-        space.expand(image)
-        spent += 1
         if space.m == capacity:
             space.restart(2 * k + 4)
             probe = None
+        image = yield space.choose(direction)
+        space.expand(image)
+        spent += 1
     return _checked(mixing.T, tol, space, spent)
 
 

@@ -3,16 +3,18 @@
 import itertools
 import os
 import re
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from disam_theory import spectrum
+from disam_theory import operators, spectrum
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.linearisation import linearise
 from disam_theory.losses import (
     DomainLosses,
+    ModelPart,
     cross_entropy,
     layers,
     model_losses,
@@ -448,7 +450,95 @@ def test_restarts_bound_the_memory_and_keep_the_accuracy(monkeypatch, k):
     pairs = top_eigenpairs(operator((matrix + matrix.T) / 2), k, tol=1e-7, max_products=2000)
     assert pairs.converged
     assert max(sizes) <= 4 * k + 10 < len(sizes)
+    assert pairs.products < 400  # the probe comes to its end: a restart does not begin it again and again
     torch.testing.assert_close(pairs.values, torch.linspace(0, 1, 300, dtype=torch.float64).flip(0)[:k] ** 3)
+
+
+def test_large_spectra_run_in_turn_with_one_basis_at_a_time(made, monkeypatch):
+    """The values are those of the lockstep; what comes later starts from the pooled vectors."""
+    _, _, losses, params = made()
+    curvature = Curvature(losses, params)
+    together = domain_spectra(curvature, 2, lam=0.4, tol=1e-9)
+    monkeypatch.setattr(spectrum, "BASIS_BYTES", 0)
+    alive: weakref.WeakSet = weakref.WeakSet()
+    running, spaces, products, begin = [], [], curvature.products, spectrum.Subspace.__init__
+
+    def watched(vectors, weights):
+        running.append(weights.tolist())
+        spaces.append(len(alive))
+        return products(vectors, weights)
+
+    def begun(space, *arguments):
+        begin(space, *arguments)
+        alive.add(space)
+
+    monkeypatch.setattr(curvature, "products", watched)
+    monkeypatch.setattr(spectrum.Subspace, "__init__", begun)
+    left = []
+    in_turn = domain_spectra(
+        curvature, 2, lam=0.4, tol=1e-9, progress=lambda products, waiting, error: left.append(waiting)
+    )
+    assert list(in_turn) == list(together)
+    for name, pairs in in_turn.items():
+        assert pairs.converged
+        torch.testing.assert_close(pairs.values, together[name].values, rtol=1e-9, atol=1e-12)
+    assert {len(rows) for rows in running} == {1}
+    assert set(spaces) == {1}
+    assert running[0] == [pytest.approx(losses.shares)]
+    assert left == sorted(left, reverse=True)
+    assert {left[0], left[-1]} == {6, 1}
+
+
+def test_the_weighted_spectra_start_from_the_pooled_one(made):
+    _, _, losses, params = made()
+    first = domain_spectra(Curvature(losses, params), 1, lam=0.01, tol=1e-8)
+    assert first["beta-weighted"].products < first["pooled"].products
+
+
+def test_an_interruption_between_spectra_in_turn_keeps_those_found(made, monkeypatch):
+    _, _, losses, params = made()
+    monkeypatch.setattr(spectrum, "BASIS_BYTES", 0)
+
+    def stop_late(products, waiting, error):
+        if waiting == 2:  # pooled and two of the three domains are done, or nearly
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedSpectra) as stopped:
+        domain_spectra(Curvature(losses, params), 2, tol=1e-9, progress=stop_late)
+    assert list(stopped.value.vectors)[:2] == ["pooled", "d0"]
+    assert "d2" not in stopped.value.vectors
+    rest = domain_spectra(Curvature(losses, params), 2, tol=1e-9, start=stopped.value.vectors)
+    assert all(pairs.converged for pairs in rest.values())
+
+
+def test_micro_batches_fit_their_graph(made, monkeypatch):
+    """Bytes are affine in the samples: the graph of the number found fits, and that of one more does not."""
+    model, domains, _, _ = made("conv")
+    leaves = {name: p.detach().clone().requires_grad_(True) for name, p in model.named_parameters()}
+
+    def taken(n):
+        part = ModelPart(model, domains[1].inputs[:n], domains[1].labels[:n], cross_entropy, 1.0)
+        return operators._double_backward(part, leaves, batched=False)[1]
+
+    for budget in (taken(1), taken(4), taken(7) + 1):
+        monkeypatch.setattr(operators, "GRAPH_BYTES", budget)
+        n = operators.micro_batch(model, domains[1], 1024)
+        assert taken(n) <= budget < taken(n + 1)
+        assert operators.micro_batch(model, domains[1], n - 1 or 1) == (n - 1 or 1)
+    monkeypatch.setattr(operators, "GRAPH_BYTES", 0)
+    assert operators.micro_batch(model, domains[1], 1024) == 1
+    assert operators.micro_batch(nn.Linear(7, 2).double(), domains[1], 1024) == 1024  # refused where it is first used
+
+
+def test_graphs_are_kept_only_where_many_of_them_fit(made):
+    _, _, losses, params = made()
+    bytes_of_one = operators._double_backward(
+        losses.parts[1][0], {name: p.clone().requires_grad_(True) for name, p in params.items()}, batched=False
+    )[1]
+    for memory, some in ((0.5 * bytes_of_one, False), (1.05 * bytes_of_one, False), (4 * bytes_of_one, True)):
+        curvature = Curvature(losses, params, memory=int(memory))
+        curvature.operator(losses.shares).matvec(torch.ones(curvature.size, dtype=torch.float64))
+        assert bool(curvature._kept) is some
 
 
 def test_a_tolerance_below_round_off_stops_and_says_what_it_reached():
