@@ -77,11 +77,11 @@ class Curvature:
     Each $A_i$ is the sum of its micro-batches' shares, so the chunk size does not change a product.
 
     ``mode`` is how Hessian products are made: ``kept`` differentiates the gradient's graph backward again, and keeps
-    the graphs of as many micro-batches as fit into ``memory`` bytes (a quarter of what is free, unless given; none where
-    less than a quarter of them would fit): about 2 gradients a product where kept, 3 where not. ``batched`` is the
-    same with all vectors of a pass in one backward pass. ``linearised`` traces the product once, at the cost of about
-    25 gradients, and binds the trace to each micro-batch (:mod:`disam_theory.linearisation`): 1.7 to 2 gradients a
-    product where bound, 3 where not. ``forward`` is ``jvp(grad)``, forward over reverse: nothing is kept, the least
+    the graphs of as many micro-batches as fit into ``memory`` bytes (a quarter of what is free, unless given; none
+    where less than a quarter of them would fit): about 2 gradients a product where kept, 3 where not. ``batched`` is
+    the same with all vectors of a pass in one backward pass. ``linearised`` traces the product once, at the cost of
+    about 25 gradients, and binds the trace to each micro-batch (:mod:`disam_theory.linearisation`): 1.7 to 2 gradients
+    a product where bound, 3 where not. ``forward`` is ``jvp(grad)``, forward over reverse: nothing is kept, the least
     memory, 3 to 4 gradients a product.
     The modes agree to round-off.
     """
