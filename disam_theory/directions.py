@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from disam_theory.traces import Trace
 
 
+def variance_weights(losses: np.ndarray, present: np.ndarray) -> np.ndarray:
+    r"""$\frac2M(L_i-\bar L)$ (K, M): the domain gradients' weights in $\nabla\mathrm{Var}\{L_i\}$; 0 where absent."""
+    count = present.sum(-1, keepdims=True)
+    mean = losses.sum(-1, keepdims=True, where=present) / count
+    return np.where(present, 2 / count * (losses - mean), 0.0)
+
+
 @dataclass(frozen=True)
 class DomainGradients:
     """What the domains' losses and gradients are at K points of the weights, each on all data or on a batch."""
@@ -60,11 +67,8 @@ class DomainGradients:
         return lam * self.variance_weights() / share
 
     def variance_weights(self) -> np.ndarray:
-        r"""$\frac2M(L_i-\bar L)$ (K, M), the weights of the domain gradients in $v$; 0 for an absent domain."""
-        present = self.alpha > 0
-        count = present.sum(-1, keepdims=True)
-        mean = self.losses.sum(-1, keepdims=True, where=present) / count
-        return np.where(present, 2 / count * (self.losses - mean), 0.0)
+        """:func:`variance_weights` (K, M)."""
+        return variance_weights(self.losses, self.alpha > 0)
 
     def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""$\lVert g\rVert$, and the length of $v$ along $g$ and across it, each (K,)."""

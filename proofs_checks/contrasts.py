@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from disam_theory.claims import Evidence
+from disam_theory.directions import variance_weights
 from disam_theory.errors import ComputationError
 from disam_theory.statistics import over_cases, paired_interval
 from disam_theory.study import Study
@@ -50,10 +51,13 @@ def training_loss(trace: Trace) -> float:
 
 
 def weight_change(trace: Trace) -> np.ndarray:
-    r"""$2\lambda(L_i-\bar L)/(M\alpha_i)$ at each recorded step, (T, M): how far $\beta_i/\alpha_i$ lies from one."""
+    r"""$2\lambda(L_i-\bar L)/(M\alpha_i)$ at each recorded step, (T, M), NaN for a domain that is not in the batch.
+
+    It is how far $\beta_i/\alpha_i$ lies from one; $\alpha$ is the share of all data, as traces hold no batch's.
+    """
     losses, lam = trace.steps["losses"], trace.header["settings"]["lam"]
-    apart = losses - np.nanmean(losses, axis=1, keepdims=True)
-    return 2 * lam * apart / (losses.shape[1] * _shares(trace))
+    present = np.isfinite(losses)
+    return lam * variance_weights(losses, present) / np.where(present, _shares(trace), np.nan)
 
 
 def difference(

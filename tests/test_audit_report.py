@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from disam_theory.audit_reading import reading
 from disam_theory.domains import Domain, load_suite
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
+from tests.elements import Elements
 
 HOSTILE = r"a<b>&'\_%$#{}~^"
 RECORD = {"checkpoint": ["A.pt", "B.pt"], "command": "disam-theory <audit>"}
@@ -211,19 +211,6 @@ def test_latex_is_balanced_and_escaped(audits):
     outside = re.sub(r"\\[%$#_&{}]", "", re.sub(r"%.*", "", text.replace(r"\%", "")))
     assert outside.count("{") == outside.count("}")
     assert outside.count("$") % 2 == 0
-
-
-class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.seen, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_needs_no_script_and_no_network_and_repeats_no_id(audits):

@@ -4,11 +4,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from fabricated import FabricatedStudy, by_algorithm, loss_trace, turning_trace
 
 from disam_theory.claims import Verdict, run
+from disam_theory.perturbations import disam_weights
 from disam_theory.traces import Trace
 from proofs_checks import empirical
+from proofs_checks.contrasts import weight_change
 from proofs_checks.empirical import FIG3AB, THM1_GAMMA, check_fig3ab, check_fig8, check_thm1_gamma, turning_rate
 
 LEVELS = {"erm": 0.7, "disam": 0.9, "sam": 1.0}
@@ -93,3 +96,18 @@ def test_a_quick_study_may_be_undecided_but_not_contrary():
     assert claim_with(Verdict.SUPPORTED).as_expected
     assert not claim_with(Verdict.REFUTED).as_expected
     assert THM1_GAMMA.statistical
+
+
+def test_the_weight_change_is_of_the_domains_in_the_batch():
+    losses, sizes, lam = np.array([[0.3, 1.2, 0.6], [0.3, np.nan, 0.6]]), [10, 30, 40], 0.7
+    trace = Trace({"settings": {"lam": lam}, "sizes": sizes}, {"losses": losses}, {}, "finished")
+    alpha = torch.tensor(sizes, dtype=torch.float64) / 80
+    beta = disam_weights(
+        torch.tensor(losses[0]), alpha, torch.tensor(lam, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    )
+    change = weight_change(trace)
+    assert 1 - change[0] == pytest.approx((beta / alpha).numpy(), abs=1e-12)
+    apart = 0.15  # of either loss from their mean
+    assert change[1] == pytest.approx(
+        [-2 * lam * apart / (2 * 10 / 80), np.nan, 2 * lam * apart / (2 * 40 / 80)], nan_ok=True
+    )

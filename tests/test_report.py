@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from disam_theory import report
 from disam_theory.claims import Claim, Evidence, Verdict, run
 from disam_theory.errors import ComputationError
+from tests.elements import Elements
 
 
 def finding(verdict=Verdict.REFUTED, expected=Verdict.REFUTED, **data):
@@ -29,19 +29,6 @@ def finding(verdict=Verdict.REFUTED, expected=Verdict.REFUTED, **data):
 FIGURE = report.FigureEntry(
     "fig8", "Order", "Loss $L$.", "<svg xmlns='http://www.w3.org/2000/svg'/>", "Fig. 8", ("f.pdf",)
 )
-
-
-class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.seen, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture
