@@ -378,8 +378,11 @@ def domain_gradients(losses: DomainLosses, params: Params) -> Tensor:
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, inputs, materialize_grads=True)])
 
     nothing = torch.zeros_like(flatten(params))
-    rows = [sum(map(gradient, parts), nothing) for parts in losses.parts]
-    return losses.ranks.total(torch.stack(rows))
+    rows = nothing.repeat(losses.M, 1)
+    for row, parts in zip(rows, losses.parts, strict=True):
+        for part in parts:
+            row += gradient(part)
+    return losses.ranks.total(rows)
 
 
 def flatten(tree: Params) -> Tensor:

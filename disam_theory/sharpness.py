@@ -14,7 +14,7 @@ in the dtype of ``params``: in float32 a rise below about $10^{-7}L_i$ is round-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,7 +80,7 @@ def sam_sharpness(losses: DomainLosses, params: Params, *, rho: float) -> Tensor
     """
     _require_positive("rho", rho)
     gradients = _gradients(losses, params)
-    return _own_rises(losses, params, [_ascent(g, rho) for g in gradients])
+    return _own_rises(losses, params, (_ascent(g, rho) for g in gradients))
 
 
 def adaptive_sharpness(losses: DomainLosses, params: Params, *, rho: float, normalisation: str = "element") -> Tensor:
@@ -101,7 +101,7 @@ def adaptive_sharpness(losses: DomainLosses, params: Params, *, rho: float, norm
         raise unknown_name("normalisation", normalisation, NORMALISATIONS)
     size = {name: _row_norms(p) if normalisation == "filter" and p.ndim >= 2 else p.abs() for name, p in params.items()}
     scale = flatten(size).double()
-    return _own_rises(losses, params, [scale * _ascent(scale * g, rho) for g in _gradients(losses, params)])
+    return _own_rises(losses, params, (scale * _ascent(scale * g, rho) for g in _gradients(losses, params)))
 
 
 def worst_case_sharpness(
@@ -203,8 +203,7 @@ def gradient_variance(
         chosen = torch.cat([torch.randperm(len(domain), generator=generator)[:batch_size] for _ in range(batches)])
         # cut into chunks of batch_size, the drawn samples' parts are 1/B of each batch's mean loss
         drawn = model_losses(model, [domain.take(chosen)], criterion=criterion, chunk=batch_size)
-        gradients = batches * _gradients(_each_part(drawn, chunk), params)[:-1]
-        squares = (gradients - gradients.mean(0)).square().sum(1).cpu()
+        squares = batches**2 * _squared_distances(_each_part(drawn, chunk), params)
         means.append(squares.sum() / (batches - 1))
         errors.append(squares.std() * math.sqrt(batches) / (batches - 2))
     return Estimate(torch.stack(means), torch.stack(errors))
@@ -328,7 +327,17 @@ def _each_part(losses: DomainLosses, chunk: int) -> DomainLosses:
     )
 
 
-def _own_rises(losses: DomainLosses, params: Params, steps: Sequence[Tensor]) -> Tensor:
+def _squared_distances(losses: DomainLosses, params: Params) -> Tensor:
+    """Of each domain's gradient from the mean of all, (M,); one is widened to float64 at a time."""
+    like = flatten(params)
+    rows = [_gradients(alone, params)[0].to(like.dtype, copy=True) for alone in _each(losses)[:-1]]
+    mean = torch.zeros_like(like, dtype=torch.float64)
+    for row in rows:
+        mean += row.double() / len(rows)
+    return torch.stack([(row.double() - mean).square().sum().cpu() for row in rows])
+
+
+def _own_rises(losses: DomainLosses, params: Params, steps: Iterable[Tensor]) -> Tensor:
     """The rise of every loss along its own step, (M+1,)."""
     rests = _values(losses, params)
     moved = [_values(one, params, step)[-1] for one, step in zip(_each(losses), steps, strict=True)]
@@ -344,14 +353,14 @@ def _ascend(losses: DomainLosses, params: Params, start: Tensor, rho: float, ste
     """The largest rise of the pooled loss that projected gradient ascent finds from ``start``."""
     rest = float(_values(losses, params)[-1])
     here, best, stride = start, float(_values(losses, params, start)[-1]), rho
-    direction = _gradients(losses, _moved(params, here))[-1]
+    direction = _gradients(losses, _moved(params, here))[-1].clone()  # without the other rows
     for _ in range(steps):
         trial = here + _ascent(direction, stride)
         trial = trial * (rho / trial.norm()).clamp(max=1.0)
         value = float(_values(losses, params, trial)[-1])
         if value > best:
             here, best = trial, value
-            direction = _gradients(losses, _moved(params, here))[-1]
+            direction = _gradients(losses, _moved(params, here))[-1].clone()
         else:
             stride /= 2.0
     return best - rest
@@ -382,11 +391,14 @@ def _values(losses: DomainLosses, params: Params, step: Tensor | None = None) ->
 
 def _gradients(losses: DomainLosses, params: Params) -> Tensor:
     r"""$\nabla L_1,\dots,\nabla L_M,\nabla L$, flat (M+1, n)."""
-    rows = domain_gradients(losses, params).detach().double()
+    rows = domain_gradients(losses, params).detach()
     for name, row in zip(losses.names, rows, strict=True):
         if not bool(torch.isfinite(row).all()):
             raise ComputationError(f"the gradient on domain {name!r} is NaN or Inf; check the weights, or use float64")
-    return _with_pooled(rows, losses)
+    wide = rows.new_empty(losses.M + 1, rows.shape[1], dtype=torch.float64)  # filled in place, for large models
+    wide[:-1] = rows
+    wide[-1] = torch.tensor(losses.shares, dtype=wide.dtype, device=wide.device) @ wide[:-1]
+    return wide
 
 
 def _with_pooled(rows: Tensor, losses: DomainLosses) -> Tensor:
