@@ -103,27 +103,39 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def over_cases(
-    differences: Mapping[str, np.ndarray], *, margin: float, unit: str, what: str, above: bool = False
+    differences: Mapping[str, np.ndarray],
+    *,
+    margin: float,
+    unit: str,
+    what: str,
+    above: bool = False,
+    of: int | None = None,
 ) -> Evidence:
     """Evidence on "``what`` is below zero" from each case's paired differences (S, ...), Bonferroni over the cases.
 
-    With ``above`` the claim is that it is above zero. Overall by :func:`together`. The intervals hold together at 95 %.
+    With ``above`` the claim is that it is above zero. Overall by :func:`together`. The intervals hold together at 95 %;
+    ``of``: with those of other calls, so many cases in all.
     """
-    level = 1 - 0.05 / len(differences)
+    joint = of or len(differences)
+    level = 1 - 0.05 / joint
     intervals = {case: paired_interval(d, level=level) for case, d in differences.items()}
     verdicts = {case: (claimed_above if above else claimed_below)(i, margin=margin) for case, i in intervals.items()}
     overall = together(verdicts.values())
     estimates = [interval.estimate for interval in intervals.values()]
     cases = {verdict: [case for case, v in verdicts.items() if v is verdict] for verdict in Verdict}
+    opposite = [case for case in cases[Verdict.REFUTED] if _is_opposite(intervals[case], margin=margin, above=above)]
     words = ", ".join(f"{verdict.value} in {len(names)}" for verdict, names in cases.items() if names)
     if cases[Verdict.SUPPORTED] and overall is not Verdict.SUPPORTED:
         words += f" (supported: {'; '.join(cases[Verdict.SUPPORTED])})"
-    spread = f"{min(estimates):+.3g} to {max(estimates):+.3g} {unit}"
+    if opposite:
+        words += f" (the opposite: {'; '.join(opposite)})"
+    lowest, highest = min(i.low for i in intervals.values()), max(i.high for i in intervals.values())
+    spread = f"{min(estimates):+.3g} to {max(estimates):+.3g} {unit} (intervals within {lowest:+.3g} to {highest:+.3g})"
     data: dict[str, Any] = {
         "estimand": what,
         "unit": unit,
         "equivalence_margin": margin,
-        "multiplicity": f"Bonferroni over {len(differences)} cases, joint level 0.95",
+        "multiplicity": f"Bonferroni over {joint} cases, joint level 0.95",
         "claimed": "above zero" if above else "below zero",
         "cases": [
             {"case": s, **asdict(i), "verdict": verdicts[s].value, **_besides(differences[s], level)}
@@ -131,6 +143,11 @@ def over_cases(
         ],
     }
     return Evidence(overall, f"{what}: {spread} over {len(intervals)} cases, {words}", data)
+
+
+def _is_opposite(interval: Interval, *, margin: float, above: bool) -> bool:
+    """Whether the interval has the sign that was not claimed, and reaches beyond what makes no practical difference."""
+    return (interval.high < 0 and interval.low <= -margin) if above else (interval.low > 0 and interval.high >= margin)
 
 
 def _besides(differences: np.ndarray, level: float) -> dict[str, float]:

@@ -81,11 +81,16 @@ def _in_words(yardsticks: list[dict[str, Any]], along: list[dict[str, Any]]) -> 
     """How the difference changes over training, and as a yardstick what SAM itself does to the gradient variance."""
     parts = []
     for when in PARTS:
-        found = [row["estimate"] for row in along if row["kept_step"] == when]
-        parts.append(f"{min(found):+.3g} to {max(found):+.3g} % at the {when} kept step after the start")
+        found = [row for row in along if row["kept_step"] == when]
+        parts.append(f"{_span(found)} at the {when} kept step after the start")
     sam = [row for row in yardsticks if row["measure"] == MEASURES["gradient_variance"] and row["first"] == "sam"]
-    span = [row["estimate"] for row in sam]
-    return f"{' and '.join(parts)}; SAM's own gradient variance is {min(span):+.3g} to {max(span):+.3g} % from ERM's"
+    return f"{' and '.join(parts)}; SAM's own gradient variance is {_span(sam)} from ERM's"
+
+
+def _span(rows: list[dict[str, Any]]) -> str:
+    """The estimates from least to largest, and what holds all their intervals."""
+    estimates, low, high = ([row[name] for row in rows] for name in ("estimate", "low", "high"))
+    return f"{min(estimates):+.3g} to {max(estimates):+.3g} % (intervals within {min(low):+.3g} to {max(high):+.3g})"
 
 
 FIG6AB = Claim(

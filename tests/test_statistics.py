@@ -71,6 +71,26 @@ def test_overall_verdict_needs_every_case():
     assert verdict(a=below, b=noise) is Verdict.UNDECIDED
 
 
+def test_the_reason_has_the_intervals_and_names_the_cases_of_the_opposite():
+    near, far = np.array([[4.8], [5.0], [5.2], [5.0]]), np.array([[-5.2], [-5.0], [-4.8], [-5.0]])
+    found = over_cases({"a": near, "b": far, "c": 0.001 * near}, margin=0.5, unit="%", what="difference")
+    lowest, highest = (pick(row[end] for row in found.data["cases"]) for pick, end in ((min, "low"), (max, "high")))
+    assert f"-5 to +5 % (intervals within {lowest:+.3g} to {highest:+.3g}) over 3 cases" in found.reason
+    assert "(supported: b)" in found.reason
+    assert "(the opposite: a)" in found.reason  # c differs by less than matters
+    above = over_cases({"a": near, "b": far}, margin=0.5, unit="%", what="difference", above=True)
+    assert "(supported: a)" in above.reason
+    assert "(the opposite: b)" in above.reason
+
+
+def test_cases_of_several_calls_are_corrected_together():
+    values = {"a": np.array([[1.0], [2.0], [4.0]])}
+    alone, among = (over_cases(values, margin=0.5, unit="", what="d", of=of).data for of in (None, 12))
+    assert alone["cases"][0]["level"] == pytest.approx(0.95)
+    assert among["cases"][0]["level"] == pytest.approx(1 - 0.05 / 12)
+    assert among["multiplicity"].startswith("Bonferroni over 12 cases")
+
+
 def test_too_few_seeds_and_diverged_runs_are_refused():
     with pytest.raises(ComputationError, match="1 seed"):
         paired_interval(np.ones((1, 3)))
