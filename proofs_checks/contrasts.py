@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from disam_theory.claims import Evidence
+from disam_theory.claims import Evidence, Verdict
 from disam_theory.directions import variance_weights
 from disam_theory.errors import ComputationError
 from disam_theory.statistics import over_cases, paired_interval
@@ -30,6 +30,11 @@ SCOPE = (
     "nothing of ResNet-50 or CLIP on DomainBed"
 )
 
+CONTROLS = {  # of arms(), in words
+    "disam": "DISAM minus SAM",
+    "reversed": "DISAM with -lambda minus SAM",
+    "weaker": "weaker SAM minus SAM",
+}
 Arm = dict[str, Any]  # settings that pick one arm's runs
 Statistic = Callable[[Trace], float]
 
@@ -48,6 +53,11 @@ def arms(rho: float, sampling: str = "pooled") -> dict[str, Arm]:
 def training_loss(trace: Trace) -> float:
     r"""Mean over the evaluated steps after the first of $L(w_t)=\sum_i\alpha_iL_i(w_t)$ on all training data."""
     return float((trace.evaluations["losses"][1:] @ _shares(trace)).mean())
+
+
+def last_training_loss(trace: Trace) -> float:
+    r"""$L(w_T)=\sum_i\alpha_iL_i(w_T)$ on all training data, after the last step."""
+    return float(trace.evaluations["losses"][-1] @ _shares(trace))
 
 
 def weight_change(trace: Trace) -> np.ndarray:
@@ -106,20 +116,34 @@ def disam_against_sam(
     cases = over_suites(study, first, second, statistic, relative=relative)
     title = f"{first.upper()} minus {second.upper()}, {what}"
     evidence = over_cases(cases, margin=margin, unit=unit, what=title, above=above)
-    beside = {"controls": controls(study, statistic, relative=relative), "how_far_apart": how_far_apart(study)}
-    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, **beside})
+    beside: dict[str, Any] = {"controls": controls(study, statistic, relative=relative)}
+    supported = [row["case"] for row in evidence.data["cases"] if row["verdict"] == Verdict.SUPPORTED.value]
+    reason = evidence.reason + controls_in_words(beside["controls"], supported)
+    return Evidence(evidence.verdict, reason, {**evidence.data, **beside, "how_far_apart": how_far_apart(study)})
 
 
 def controls(study: Study, statistic: Statistic, *, relative: bool = False) -> dict[str, list[dict[str, Any]]]:
     r"""The controls' differences from SAM, and DISAM's, each interval at 95 % for itself."""
-    named = {"disam": "DISAM minus SAM", "reversed": "DISAM with -lambda minus SAM", "weaker": "weaker SAM minus SAM"}
     return {
         title: [
             {"case": case, **asdict(paired_interval(values))}
             for case, values in over_suites(study, arm, "sam", statistic, relative=relative).items()
         ]
-        for arm, title in named.items()
+        for arm, title in CONTROLS.items()
     }
+
+
+def controls_in_words(rows: dict[str, list[dict[str, Any]]], cases: Sequence[str]) -> str:
+    """What DISAM and the controls differ from SAM by in these ``cases``, to follow a reason; nothing of no cases."""
+    parts = []
+    for case in cases:
+        found = {title: next(row for row in of if row["case"] == case) for title, of in rows.items()}
+        values = [
+            f"{what} {found[title]['estimate']:+.2f} ({found[title]['low']:+.2f} to {found[title]['high']:+.2f})"
+            for title, what in zip(CONTROLS.values(), ("DISAM", "-lambda", "a weaker SAM"), strict=True)
+        ]
+        parts.append(f"; minus SAM in {case}, at 95 % each: {', '.join(values)}")
+    return "".join(parts)
 
 
 def how_far_apart(study: Study) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ from proofs_checks.contrasts import (
     Statistic,
     arms,
     controls,
+    controls_in_words,
     how_far_apart,
     training_loss,
 )
@@ -77,8 +78,17 @@ def check_table1(study: Study, *, exchanged: bool = False) -> Evidence:
     evidence = _gains(study, pairs, ("with the term", "without it"), exchanged)
     averages = [{**row, "printed": PRINTED[row["case"].split(",")[0]]} for row in evidence.data.get("averages", ())]
     shown = "; ".join(f"{row['case']} {_shown(row)} where the paper has {row['printed']:+g}" for row in averages)
+    beside = _beside(study)
     reason = f"{evidence.reason}; on average over the suites: {shown}"
-    return Evidence(evidence.verdict, reason, {**evidence.data, "averages": averages, **_beside(study)})
+    reason += controls_in_words(beside["controls"], _supported_of_sam(evidence))
+    return Evidence(evidence.verdict, reason, {**evidence.data, "averages": averages, **beside})
+
+
+def _supported_of_sam(evidence: Evidence) -> list[str]:
+    """The cases of SAM's that support the claim, as the controls name them."""
+    rows = [row for row in evidence.data.get("cases", ()) if row["verdict"] == Verdict.SUPPORTED.value]
+    cases = [row["case"].split(", ") for row in rows]
+    return [f"{suite}, {rho}" for method, rho, suite in cases if method == "sam"]
 
 
 def check_table5(study: Study, *, exchanged: bool = False) -> Evidence:

@@ -57,6 +57,42 @@ def test_the_effect_size_is_the_true_one():
     assert [case["estimate"] for case in cases] == pytest.approx([-10.0] * 6, abs=1e-3)
 
 
+def test_an_average_below_is_not_taken_for_a_loss_below_in_the_end():
+    """DISAM's loss is half of SAM's on the way, and a tenth above it after the last step."""
+
+    def trace(level):
+        made = loss_trace(level)
+        rows = np.array([[9.0, 9.0], [level, level], [0.9 * level, 0.9 * level]])
+        if level > 100:  # DISAM's
+            level /= 1000
+            rows = np.array([[9.0, 9.0], [0.5 * level, 0.5 * level], [level, level]])
+        return Trace(made.header, made.steps, {"losses": rows}, "finished")
+
+    found = check_fig3ab(FabricatedStudy(by_algorithm({"sam": 1.0, "disam": 1000.0}), trace))
+    assert found.verdict is Verdict.SUPPORTED
+    assert found.data["last_step"]["verdict"] == "refuted"
+    assert "beside it, refuted, DISAM minus SAM, training loss after the last step: +1" in found.reason
+
+
+def test_the_controls_are_said_where_a_case_is_supported():
+    found = check_fig3ab(losses({**LEVELS, "weaker-sam": 0.92, "reversed": 1.1}, noise=1e-6))
+    case = "digits-sources, rho=0.5"
+    assert f"minus SAM in {case}, at 95 % each: DISAM -10.00 (-10.00 to -10.00), -lambda +10.00" in found.reason
+    assert "a weaker SAM -8.00 (-8.00 to -8.00)" in found.reason
+    assert "minus SAM in" not in check_fig3ab(losses(dict.fromkeys(LEVELS, 1.0), noise=1e-4)).reason
+
+
+def test_the_orders_steps_are_corrected_together_and_have_the_controls():
+    found = check_fig8(losses(LEVELS))
+    levels = {case["level"] for part in found.data["contrasts"] for case in part["cases"]}
+    assert levels == {1 - 0.05 / 12}
+    assert set(found.data["controls"]) == {
+        "DISAM minus SAM",
+        "DISAM with -lambda minus SAM",
+        "weaker SAM minus SAM",
+    }
+
+
 def test_equal_turning_is_refuted_as_it_is_in_the_study():
     assert gamma(disam=1.0, sam=1.0, noise=1e-4).verdict is Verdict.REFUTED
 

@@ -136,6 +136,14 @@ def test_effect_sizes_are_the_true_ones():
     assert five.data["without_objective"][0]["estimate"] == pytest.approx(0.0, abs=1e-6)  # SAM minus ERM
 
 
+def test_the_controls_of_sams_supported_cases_are_said():
+    levels = {"sam": 0.5, "disam": 0.52, "reversed": 0.49, "weaker-sam": 0.5, "gsam": 0.5, "sagm": 0.5}
+    reason = check_table1(Study(by_algorithm(levels), accuracies, noise=1e-6)).reason
+    for case in (f"{suite}, rho={rho:g}" for suite in SUITES for rho in (0.05, 0.5)):
+        assert f"minus SAM in {case}, at 95 % each: DISAM +" in reason
+    assert "minus SAM" not in check_table1(Study(lambda settings: 0.5, accuracies, noise=1e-6)).reason
+
+
 def test_what_was_not_trained_or_diverged_is_said_and_keeps_from_support():
     alone = check_table5(study(0.02, arms=tuple(a for a in ARMS if a.objective != "fishr")))
     assert alone.verdict is Verdict.UNDECIDED
