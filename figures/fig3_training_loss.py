@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from disam_theory.study import Record, Study
-from figures.style import ALGORITHM, FigureSpec, Row, band, panels, summary
+from figures.style import ALGORITHM, SUITES, FigureSpec, Row, band, panels, summary
 
-SUITES = ("digits-rotated", "digits-corrupted")
 RHO, LAM = 0.5, 0.1
 
 
@@ -72,7 +71,7 @@ FIG3 = FigureSpec(
     id="fig3ab",
     title="Training loss of SAM and DISAM",
     caption=r"Above, training loss on all source data; below, DISAM's relative difference from SAM, paired by seed. "
-    r"$\rho=0.5$, $\lambda=0.1$ (App. C.1). Mean and 95 % interval over seeds.",
+    r"$\rho=0.5$, $\lambda=0.1$ (App. C.1). Averaged over held-out domains; mean and 95 % interval over seeds.",
     where="Fig. 3(a, b)",
     compute=compute,
     draw=draw,

@@ -64,7 +64,7 @@ def draw(rows: list[Row]) -> Figure:
     for ax, label in zip(axes[:, 0], (*MEASURES.values(), "gradient variance,\nDISAM from SAM (%)"), strict=True):
         ax.set_ylabel(label)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    axes[2, -1].legend(loc="upper right")
+    figure.legend(*axes[2, -1].get_legend_handles_labels(), loc="outside lower center", ncols=2, title="lowest row")
     figure.align_ylabels(axes[:, 0])
     return figure
 

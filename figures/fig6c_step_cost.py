@@ -54,7 +54,7 @@ def draw(rows: list[Row]) -> Figure:
     axes[1, 0].set_ylabel("ratio to\nSAM's step")
     for ax in axes[0]:
         ax.set_ylim(0, None)
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

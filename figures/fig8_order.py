@@ -17,7 +17,7 @@ FIG8 = FigureSpec(
     id="fig8",
     title="Convergence of ERM, SAM and DISAM",
     caption=r"Above, training loss on all source data; below, the relative difference from SAM, paired by seed. "
-    r"$\rho=0.5$, $\lambda=0.1$. Mean and 95 % interval over seeds.",
+    r"$\rho=0.5$, $\lambda=0.1$. Averaged over held-out domains; mean and 95 % interval over seeds.",
     where="Fig. 8",
     compute=compute,
     draw=draw,

@@ -114,4 +114,6 @@ def test_the_figure_draws_what_was_timed(monkeypatch):
     assert swept == [1000, 2000, 3000]
     assert {row["ratio_median"] for row in rows if row["algorithm"] == "sam"} == {1.0}
     with styled():
-        assert len(FIGURE.draw(rows).axes) == 4
+        axes = FIGURE.draw(rows).axes
+        assert len(axes) == 4
+        assert not any(ax.get_legend() for ax in axes)  # it would lie over curves

@@ -12,10 +12,12 @@ from disam_theory.domains import load_suite
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
 from disam_theory.study import Block, Study
-from figures import FIGURES, fig1_convergence
+from figures import FIGURES, fig1_convergence, fig3_training_loss
 from figures.style import save
+from proofs_checks import contrasts
 
 SUITES = ("digits-rotated", "digits-corrupted")
+DRAWN = {module.__name__: module.SUITES for module in (fig1_convergence, fig3_training_loss)}
 RECORD = {"commit": "abc", "command": "paper_repro.py"}
 ARMS = [Settings("erm", steps=10), *(Settings("sam", rho=rho, steps=10) for rho in (0.05, 0.5))]
 ARMS += [Settings("disam", rho=0.5, steps=10)]
@@ -30,7 +32,8 @@ ELSEWHERE = {  # tested with studies of their own
 
 @pytest.fixture(autouse=True)
 def two_suites(monkeypatch):
-    monkeypatch.setattr(fig1_convergence, "SUITES", SUITES)
+    for module in (fig1_convergence, fig3_training_loss):
+        monkeypatch.setattr(module, "SUITES", SUITES)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,10 @@ def study(tmp_path_factory):
     made = Study(tmp_path_factory.mktemp("study"), blocks, digits_mlp, evaluate_every=5)
     made.run()
     return made
+
+
+def test_a_claims_figure_leaves_no_suite_of_the_claim_out():
+    assert set(DRAWN.values()) == {contrasts.SUITES}
 
 
 @pytest.mark.parametrize("spec", [spec for spec in FIGURES if spec.id not in ELSEWHERE], ids=lambda spec: spec.id)

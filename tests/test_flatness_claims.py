@@ -161,7 +161,9 @@ def test_the_figure_shows_the_measures(study):
     assert len(rows) == 2 * 3 * 2 * 3  # radii, algorithms, measures, steps
     assert {row["difference_mean"] for row in rows if row["algorithm"] == "sam"} == {0.0}
     with styled():
-        assert len(FIGURE.draw(rows).axes) == 3
+        axes = FIGURE.draw(rows).axes
+        assert len(axes) == 3
+        assert not any(ax.get_legend() for ax in axes)  # it would lie over curves
 
 
 def test_layers_are_found_by_name():
