@@ -46,7 +46,7 @@ def check_fig3ab(study: Study, *, first: str = "disam", second: str = "sam") -> 
     r"""Is the training loss, averaged over training, lower with DISAM than with SAM?
 
     Beside it, by the same rule and without a say in the verdict, the loss after the last step: an average is below
-    SAM's where DISAM is faster at first and slower later, too.
+    SAM's where DISAM is faster at first and slower later, too. Added after a look at the curves of the full study.
     """
     averaged, last = (
         disam_against_sam(study, loss, what=what, unit="%", margin=MARGIN, relative=True, first=first, second=second)
