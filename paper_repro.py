@@ -50,23 +50,25 @@ def blocks(*, seeds: int, steps: int) -> list[Block]:
         *(Settings(name, rho=rho, **common) for rho in RHOS for name in ("sam", "disam")),
     ]
     others = [rho for rho in RADII if rho not in RHOS]
-    negative, weaker = ([Settings(name, rho=rho, lam=lam, **common) for rho in RHOS] for name, lam in CONTROLS)
+    controls = [Settings(name, rho=rho, lam=lam, **common) for rho in RHOS for name, lam in CONTROLS]
     groups = [  # what takes the same backward passes is stacked together
         [Settings("sam", rho=rho, **common) for rho in others],
         [Settings("disam", rho=rho, **common) for rho in others]
-        + [Settings("disam", rho=0.5, lam=lam, **common) for lam in LAMBDAS]
-        + negative,
-        [Settings(name, rho=RHOS[0], lam=lam, **common) for name in ("gsam", "sagm") for lam in (0.0, LAM)] + weaker,
+        + [Settings("disam", rho=0.5, lam=lam, **common) for lam in LAMBDAS],
+        [Settings(name, rho=RHOS[0], lam=lam, **common) for name in ("gsam", "sagm") for lam in (0.0, LAM)],
         *([Settings(name, rho=RHOS[0], **penalty, **common) for name in ("erm", "disam")] for penalty in PENALTIES),
     ]
     kept = tuple(steps * k // 5 for k in range(6))
     made = []
     for suite in SUITES:
-        made.append(Block(suite, tuple(main), seeds, snapshot_steps=kept, snapshot_seeds=10, record_every=EVERY))
+        for arms in (main, controls):
+            made.append(Block(suite, tuple(arms), seeds, snapshot_steps=kept, snapshot_seeds=10, record_every=EVERY))
         made += [Block(suite, tuple(arms), seeds, record_every=EVERY) for arms in groups]
     theorem: dict[str, Any] = {"lr": 0.5, "schedule": "inverse-sqrt", "sampling": "full", "rho": RHOS[0]}
     short = steps // 3
-    full = (Settings("sam", steps=short, **theorem), Settings("disam", lam=LAM, steps=short, **theorem))
+    full = tuple(
+        Settings(name, lam=lam, steps=short, **theorem) for name, lam in (("sam", LAM), ("disam", LAM), *CONTROLS)
+    )
     early = (0, 2, short // 5, short // 2)
     made += [Block(suite, full, min(seeds, 6), early, snapshot_seeds=2) for suite in SUITES[:2]]
     return made + map_blocks(seeds=seeds, steps=steps // 2)

@@ -21,7 +21,7 @@ from disam_theory.domains import Domain
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.losses import Params
 from disam_theory.perturbations import ascent_step, dot
-from disam_theory.study import Study
+from disam_theory.study import Block, Study
 
 BATCH = 32  # of the gradient variance: the paper's batch
 RADIUS = 0.05  # of the sharpness, for all algorithms: the paper's default rho
@@ -125,8 +125,13 @@ def kept_flatness(study: Study, suite: str) -> dict[str, Kept]:
         raise ComputationError(
             f"the study keeps no weights of minibatch runs on {suite!r}; give a block snapshot_steps"
         )
-    block, model = blocks[0], study.model().double()
-    records = [record for arm in block.arms for record in study.records(suite, **asdict(arm))]
+    return {name: kept for block in blocks for name, kept in _kept(study, block).items()}
+
+
+def _kept(study: Study, block: Block) -> dict[str, Kept]:
+    """Of each arm of one block."""
+    model = study.model().double()
+    records = [record for arm in block.arms for record in study.records(block.suite, **asdict(arm))]
     runs = {(r.settings.name, r.seed, r.held_out): r for r in records if r.seed < block.snapshot_seeds}
     names, seeds, domains = (list(dict.fromkeys(keys)) for keys in zip(*runs, strict=True))
     shape = (len(names), len(block.snapshot_steps))

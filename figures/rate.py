@@ -7,7 +7,10 @@ from matplotlib.figure import Figure
 from disam_theory import convergence
 from disam_theory.errors import ComputationError
 from disam_theory.study import Study
+from figures.fig3_training_loss import arms
 from figures.style import ALGORITHM, WIDTH, FigureSpec, Row
+
+RHO = 0.05  # of the full-batch runs
 
 
 def compute(study: Study, names: tuple[str, ...] = ("sam", "disam")) -> list[Row]:
@@ -17,7 +20,7 @@ def compute(study: Study, names: tuple[str, ...] = ("sam", "disam")) -> list[Row
         raise ComputationError("the study has no full-batch runs; the inequalities speak of these alone")
     rows: list[Row] = []
     for name in names:
-        record = study.records(full[0].suite, algorithm=name, sampling="full")[0]
+        record = study.records(full[0].suite, sampling="full", **arms(RHO)[name])[0]
         found = convergence.analyse(record.trace)
         place = {"suite": record.suite, "held_out": record.held_out, "algorithm": name, "seed": record.seed}
         rows += [{**place, "smoothness": found.smoothness, **point} for point in convergence.points(found)]

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from disam_theory import convergence
 from disam_theory.errors import ComputationError
 from disam_theory.study import Study
+from figures.fig3_training_loss import arms
 from figures.style import ALGORITHM, FigureSpec, Row, band, panels
 
-NAMES = ("sam", "disam")
+NAMES, RHO = ("sam", "disam"), 0.05
 SECANT = {"color": "#009E73", "linestyle": ":", "marker": ""}  # as figures of one run have it
 LABELS = {
     "phi": "angle $\\phi_t$\n(degrees)",
@@ -29,7 +30,7 @@ def compute(study: Study, names: tuple[str, ...] = NAMES) -> list[Row]:
     rows = []
     for suite in suites:
         for name in names:
-            records = study.records(suite, algorithm=name, sampling="full")
+            records = study.records(suite, sampling="full", **arms(RHO)[name])
             runs = [quantities(convergence.analyse(record.trace)) for record in records]
             for quantity in runs[0]:
                 place = {"suite": suite, "algorithm": name, "quantity": quantity, "runs": len(runs)}

@@ -123,12 +123,14 @@ def disam_against_sam(
 
 
 def controls(study: Study, statistic: Statistic, *, relative: bool = False) -> dict[str, list[dict[str, Any]]]:
-    r"""The controls' differences from SAM, and DISAM's, each interval at 95 % for itself."""
+    """:func:`control_rows` of a statistic of the traces."""
+    return control_rows(lambda arm: over_suites(study, arm, "sam", statistic, relative=relative))
+
+
+def control_rows(from_sam: Callable[[str], dict[str, np.ndarray]]) -> dict[str, list[dict[str, Any]]]:
+    """What the controls and DISAM differ from SAM by (arm -> case -> (S, H)), each interval at 95 % for itself."""
     return {
-        title: [
-            {"case": case, **asdict(paired_interval(values))}
-            for case, values in over_suites(study, arm, "sam", statistic, relative=relative).items()
-        ]
+        title: [{"case": case, **asdict(paired_interval(values))} for case, values in from_sam(arm).items()]
         for arm, title in CONTROLS.items()
     }
 

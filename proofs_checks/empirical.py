@@ -24,6 +24,7 @@ from proofs_checks.contrasts import (
     RHOS,
     SCOPE,
     arms,
+    control_rows,
     controls,
     difference,
     disam_against_sam,
@@ -94,14 +95,20 @@ def check_thm1_gamma(study: Study, *, first: str = "disam", second: str = "sam")
     rho = RHOS[0]
     suites = [block.suite for block in study.blocks if block.arms[0].sampling == "full"]
     pair = arms(rho, "full")
-    cases = {s: difference(study, s, pair[first], pair[second], turning_rate, relative=True) for s in suites}
-    evidence = over_cases(cases, margin=1.0, unit="%", what=f"{first.upper()} minus {second.upper()}, Gamma")
+
+    def turning(one: str, other: str) -> dict[str, np.ndarray]:
+        return {s: difference(study, s, pair[one], pair[other], turning_rate, relative=True) for s in suites}
+
+    evidence = over_cases(
+        turning(first, second), margin=1.0, unit="%", what=f"{first.upper()} minus {second.upper()}, Gamma"
+    )
     runs = [(suite, name, study.records(suite, **pair[name])) for suite in suites for name in (second, first)]
     details = {
         title: [{"suite": suite, "algorithm": name, **measured(study, records)} for suite, name, records in runs]
         for title, measured in (("angles", _angles), ("against_local_smoothness", _against_smoothness))
     }
-    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, **details})
+    beside = {"controls": control_rows(lambda arm: turning(arm, "sam"))}
+    return Evidence(evidence.verdict, evidence.reason, {**evidence.data, **details, **beside})
 
 
 def _angles(study: Study, records: list[Record]) -> dict[str, Any]:

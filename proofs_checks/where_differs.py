@@ -197,7 +197,7 @@ def recorded_angles(study: Study) -> dict[str, Any]:
     """The cosine that full-batch runs of DISAM recorded, against the one from the Gram matrix at the same weights."""
     differences = []
     for block in (block for block in study.blocks if block.arms[0].sampling == "full"):
-        records = study.records(block.suite, algorithm="disam", sampling="full")
+        records = study.records(block.suite, algorithm="disam", lam=LAM, sampling="full")
         kept = [record for record in records if record.weights_path(block.snapshot_steps[0]).exists()]
         points = [at for held in along(study, kept) for at in held]
         steps = sorted(set(block.snapshot_steps))

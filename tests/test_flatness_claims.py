@@ -32,7 +32,7 @@ def fabricated(variance, sharpness=None, noise=0.01):
         generator = np.random.default_rng(len(suite))
         shared, kept = np.exp(0.3 * generator.normal(size=(6, 3, 1))), {}
         for rho in RHOS:
-            for name in ("erm", "sam", "disam"):
+            for name in ("erm", "sam", "disam", "reversed", "weaker"):
                 own = [
                     levels.get(name, 1.0) * shared * np.exp(noise * generator.normal(size=(6, 3, 4)))
                     for levels in (variance, sharpness or {})
