@@ -8,6 +8,7 @@ their content, not by the file's name.
 from __future__ import annotations
 
 import argparse
+import errno
 import mmap
 import pickle
 import pickletools
@@ -177,7 +178,9 @@ def _load_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # where a file is cut short, torch looks for its end before its beginning
+            raise UsageError(f"{path}: {NO_CHECKPOINT}") from error
         raise
     except Exception as error:  # a garbled file makes the unpickler raise whatever its bytes lead to
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None

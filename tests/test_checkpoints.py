@@ -461,6 +461,14 @@ def test_a_foreign_file_is_told_by_its_kind(tmp_path, kind):
     assert kind in refusal(tmp_path / "c.pt")
 
 
+def test_a_file_cut_short_anywhere_is_said_to_be(mlp, tmp_path):
+    """Of some lengths torch's reader says no more than that an argument is invalid."""
+    content = saved(tmp_path / "c.pt", {"state_dict": mlp.state_dict(), "epoch": 3}).read_bytes()
+    for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99):
+        (tmp_path / "c.pt").write_bytes(content[: int(share * len(content))])
+        assert "cut short" in refusal(tmp_path / "c.pt")
+
+
 def test_archives_that_are_something_else(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.ones(3))
     assert "a NumPy archive" in refusal(tmp_path / "a.npz")
