@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from disam_theory import __version__
-from disam_theory.errors import DisamError
+from disam_theory.errors import DisamError, UsageError
 from disam_theory.progress import say
 
 CONSTANTS = (  # of disam_theory.algorithms.Settings, whose defaults they have
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns 0, 1 when a result falls short, or 2 for a user's mistake."""
     arguments = _parser().parse_args(argv)
     try:
+        _check(arguments)
         from disam_theory import commands
 
         return int(getattr(commands, arguments.verb)(arguments))
@@ -35,6 +37,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+
+
+COUNTS = ("k", "chunk", "image_size", "samples", "points")
+LARGEST_SEED = 2**32 - 1  # seeds of single draws are some thousand times as large, and fit into 63 bits
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise :class:`UsageError` for values that cannot be: before torch is imported, which takes seconds."""
+    given = vars(arguments)
+    for name in [name for name in COUNTS if given.get(name, 1) < 1]:
+        option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{option} is {given[name]}; it must be at least 1")
+    if not given.get("tol", 1.0) > 0:
+        raise UsageError(f"--tol is {arguments.tol}; it must be above 0")
+    if not 0 <= given.get("rng", 0) <= LARGEST_SEED:
+        raise UsageError(f"--rng is {arguments.rng}; it must be from 0 to {LARGEST_SEED}")
+    if not 0 < given.get("span", 1.0) < math.inf:
+        raise UsageError(f"span is {arguments.span}; it must be finite and above 0")
+    if given.get("density") and not arguments.out:
+        raise UsageError("--density writes a file; give --out DIR")
+    if arguments.verb == "convert" and arguments.out.suffix != ".safetensors":
+        raise UsageError(f"--out is {arguments.out}; its name must end in .safetensors")
+    files = given.get("checkpoint", [])
+    for path in files if isinstance(files, list) else [files]:
+        if _absent(path):
+            raise UsageError(f"{path}: no such file")
+    for path in filter(_absent, given.get("traces", [])):
+        raise UsageError(f"{path}: cannot be read as a trace (No such file or directory)")
+
+
+def _absent(path: Path) -> bool:
+    """Whether there is nothing; what may not be looked at is told where it is read."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:

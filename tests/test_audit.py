@@ -259,6 +259,8 @@ MISTAKES = [
     (["c.pt", *MODEL, "--lam", "-1"], {}, "lambda is -1"),
     (["c.pt", *MODEL, "--lam", "nan"], {}, "lambda is nan"),
     (["c.pt", *MODEL, "-k", "0"], {}, "at least 1"),
+    (["c.pt", *MODEL, "--rng", "-1"], {}, "--rng is -1; it must be from 0"),
+    (["c.pt", *MODEL, "--rng", str(2**64)], {}, "it must be from 0 to 4294967295"),
     (["c.pt", *MODEL, "--rho", "0"], {}, "rho is 0.0; it must be finite and above 0"),
     (["c.pt", *MODEL, "--max-samples", "1"], {}, "max_samples is 1; a domain needs at least 2"),
     (["c.pt", *MODEL, "--unseen", "rot57"], {}, "did you mean 'rot75'"),
@@ -343,6 +345,24 @@ def test_full_disk_is_one_line(checkpoint, capsys):
 def test_help_needs_no_torch():
     code = "import sys, disam_theory.__main__ as m; m._parser().format_help(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["audit", "absent.pt", *MODEL],
+        ["audit", "absent.pt", *MODEL, "-k", "0"],
+        ["spectrum", "absent.pt", *MODEL, "--tol", "nan"],
+        ["landscape", "absent.pt", *MODEL, "--span", "inf"],
+        ["convert", "absent.pt", "--out", "o.bin"],
+        ["rate", "absent.jsonl"],
+    ],
+)
+def test_a_mistake_that_shows_in_the_arguments_waits_for_no_torch(arguments):
+    code = "import sys, disam_theory.__main__ as m; print(m.main(sys.argv[1:]), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.count("\n") == 1
 
 
 # --- what is measured, on a model small enough for dense matrices ---

@@ -170,7 +170,7 @@ def test_a_broken_image_is_left_out_on_request_and_named(folder, capsys):
         ([*IMAGES, *OWN, "--dataset", "pas"], "did you mean 'pacs'"),
         ([*IMAGES, *OWN, "--splits", "official"], "no official split lists"),
         ([*IMAGES, *OWN, "--image-size", "0"], "--image-size is 0"),
-        ([*SUITE, "--rng", "-1"], "seed is -1"),
+        ([*SUITE, "--rng", "-1"], "--rng is -1"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, arguments, said):
