@@ -18,7 +18,7 @@ import torch
 
 from disam_theory.checkpoints import imported
 from disam_theory.domains import SUITES, Domain, Suite, load_suite
-from disam_theory.errors import UsageError
+from disam_theory.errors import DisamError, UsageError, failure
 from disam_theory.images import READING, Reading, folder_suite
 
 LAYOUT = "arrays inputs, labels and domains, or NAME/inputs and NAME/labels for each domain"
@@ -109,8 +109,10 @@ def called(spec: str) -> Suite:
     """
     try:
         returned = imported(spec, "data", "mydata:domains")()
-    except TypeError as error:
-        raise UsageError(f"data {spec!r}: calling it without arguments failed ({error})") from error
+    except DisamError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"data {spec!r}: calling it without arguments failed ({failure(error)})") from error
     if isinstance(returned, Suite):
         return returned
     if isinstance(returned, (list, tuple)) and returned and all(isinstance(domain, Domain) for domain in returned):

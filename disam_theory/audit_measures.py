@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from disam_theory import sharpness
 from disam_theory.calibration import BINS, calibration
 from disam_theory.domains import Domain, sample
-from disam_theory.errors import UsageError
+from disam_theory.errors import DisamError, UsageError
 from disam_theory.generalization import Bound, Measured, bounds
 from disam_theory.landscape import eigen_direction, slice_1d
 from disam_theory.losses import DomainLosses, ModelPart, Params, cross_entropy, model_losses, parameters_of
@@ -148,25 +148,41 @@ class Outcomes:
 def outcomes_of(model: nn.Module, domain: Domain, chunk: int) -> Outcomes:
     """Each sample's outcome; also where a model that does not fit the data is found out."""
     pieces = []
+    for inputs, labels in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True):
+        outputs, losses = fitting_outputs(model, domain.name, inputs, labels)
+        right, confidence = outputs.argmax(1) == labels, outputs.double().softmax(1).amax(1)
+        pieces.append(torch.stack([losses.double(), right.double(), confidence]).cpu())
+    return Outcomes(*torch.cat(pieces, dim=1))
+
+
+def fitting_outputs(model: nn.Module, name: str, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs (n, classes) and losses (n,) of samples of the domain ``name``.
+
+    Raises:
+        UsageError: the model fails on them, or gives something else than a score for each of the classes.
+    """
     try:
-        for inputs, labels in zip(domain.inputs.split(chunk), domain.labels.split(chunk), strict=True):
-            outputs = model(inputs)
-            if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
-                raise UsageError(
-                    f"the model's outputs have shape {tuple(outputs.shape)}, and domain {domain.name!r} has label "
-                    f"{int(labels.max())}; it must give one score for each of the classes"
-                )
-            right, confidence = outputs.argmax(1) == labels, outputs.double().softmax(1).amax(1)
-            pieces.append(torch.stack([cross_entropy(outputs, labels).double(), right.double(), confidence]).cpu())
-    except (RuntimeError, AssertionError) as error:  # torch's, or the model's own check
+        outputs = model(inputs)
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                f"the model's outputs are a {type(outputs).__name__}; it must give a tensor of one score for each of "
+                "the classes, so wrap it in a module that returns that one"
+            )
+        if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
+            raise UsageError(
+                f"the model's outputs have shape {tuple(outputs.shape)}, and domain {name!r} has label "
+                f"{int(labels.max())}; it must give one score for each of the classes"
+            )
+        return outputs, cross_entropy(outputs, labels)
+    except DisamError:
+        raise
+    except Exception as error:  # torch's, or whatever the model's own code raises
         if out_of_memory(error):
             raise
-        shape = tuple(domain.inputs.shape[1:])
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the model cannot take inputs of shape {shape} of domain {domain.name!r}: {reason}"
+            f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} of domain {name!r}: {reason}"
         ) from error
-    return Outcomes(*torch.cat(pieces, dim=1))
 
 
 # --- the measures, each by the name of its loss ---

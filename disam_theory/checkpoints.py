@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from disam_theory.errors import UsageError, unknown_name
+from disam_theory.errors import DisamError, UsageError, failure, unknown_name
 from disam_theory.files import write_atomically
 from disam_theory.losses import mismatch
 from disam_theory.unpickling import check_tensors, load
@@ -301,8 +301,10 @@ def load_model(spec: str, classes: int | None = None) -> nn.Module:
     factory = imported(spec, "model", "disam_theory.models:digits_mlp")
     try:
         model = factory(num_classes=classes) if classes and _takes(factory, "num_classes") else factory()
-    except TypeError as error:
-        raise UsageError(f"model {spec!r}: calling it without arguments failed ({error})") from error
+    except DisamError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"model {spec!r}: calling it failed ({failure(error)})") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -323,6 +325,8 @@ def imported(spec: str, kind: str, example: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(f"{kind} {spec!r}: cannot import {module_name!r} ({error})") from error
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"{kind} {spec!r}: cannot import {module_name!r} ({failure(error)})") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         names = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]

@@ -23,6 +23,7 @@ from disam_theory import architectures, audit_report, backbones, checkpoints, co
 from disam_theory import audit as audits
 from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
+from disam_theory.audit_measures import fitting_outputs
 from disam_theory.domains import SUITES, Domain, Split, Suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import csv_text, write_atomically
@@ -519,7 +520,18 @@ def _subject(arguments: argparse.Namespace) -> tuple[nn.Module, Suite, list[Doma
     models, suite = _load({"": arguments})
     _name_corrupt(suite.corrupt)
     data = [domain.to(device=device, dtype=dtype) for domain in suite.domains]
-    return models[""].to(device, dtype).eval(), suite, data, device
+    model = models[""].to(device, dtype).eval()
+    for domain in data:
+        _require_fit(model, domain)
+    return model, suite, data, device
+
+
+@torch.no_grad()
+def _require_fit(model: nn.Module, domain: Domain) -> None:
+    """Find a model that does not fit the data out by one sample, that of the highest label."""
+    at = int(domain.labels.argmax())
+    sample = domain.inputs[at : at + 1], domain.labels[at : at + 1]
+    MicroBatch(1, 1, lambda before, after: None).run(lambda _: fitting_outputs(model, domain.name, *sample))
 
 
 def _losses(model: nn.Module, data: Sequence[Domain], chunk: int) -> tuple[DomainLosses, Params]:

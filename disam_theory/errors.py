@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -20,6 +21,14 @@ class UsageError(DisamError):
 
 class ComputationError(DisamError):
     """The request was sound and the result falls short: a loss that is not finite, say."""
+
+
+def failure(error: BaseException) -> str:
+    """An exception of somebody's code on one line: its type, what it says, and the line that raised it."""
+    said = " ".join(str(error).split())
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    at = "" if isinstance(error, SyntaxError) else f", {where.filename}, line {where.lineno}"  # that says it itself
+    return f"{type(error).__name__}{': ' if said else ''}{said}{at}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -522,8 +522,8 @@ def _check_outputs(
     try:
         with torch.no_grad():
             shape = tuple(model.eval()(inputs).shape)
-    except (RuntimeError, AssertionError) as error:  # torch's, or the model's own check
-        said = str(error).partition("\n")[0]
+    except Exception as error:  # torch's, or whatever the model's own code raises
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(f"the model does not take inputs of shape {tuple(inputs.shape)}: {said}") from error
     if shape != (1, classes):
         raise UsageError(

@@ -347,6 +347,53 @@ def test_help_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+OWN_CODE = """
+import torch
+class Linear(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+class Few(Linear):
+    def forward(self, x):
+        return super().forward(x)[:, :9]
+class Tuple(Linear):
+    def forward(self, x):
+        return super().forward(x), x
+class Asserting(Linear):
+    def forward(self, x):
+        assert x.ndim == 4
+class Missing(Linear):
+    def forward(self, x):
+        return {}["logits"]
+def failing():
+    raise ValueError("no such\\nconfiguration")
+"""
+
+
+@pytest.mark.parametrize("verb", ["audit", "spectrum", "landscape"])
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("own_code:Tuple", "outputs are a tuple"),
+        ("own_code:Asserting", "AssertionError"),
+        ("own_code:Missing", "'logits'"),
+        ("own_code:Few", "outputs have shape"),
+        ("own_code:failing", "calling it failed (ValueError: no such configuration, "),
+        ("own_garbled:net", "cannot import 'own_garbled' (SyntaxError: "),
+    ],
+)
+def test_what_fails_in_a_users_own_code_is_one_line(tmp_path, monkeypatch, capsys, verb, named, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_code.py").write_text(OWN_CODE)
+    Path("own_garbled.py").write_text("def net(:")
+    torch.save(torch.nn.Linear(64, 10).state_dict(), "c.pt")
+    code = main([verb, "c.pt", "--model", named, "--data", "digits-rotated"])
+    err = capsys.readouterr().err
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
