@@ -44,7 +44,7 @@ from disam_theory.audit_measures import (
     trace_probes,
     warnings_of,
 )
-from disam_theory.domains import Domain
+from disam_theory.domains import Domain, require_names
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.operators import Curvature, domain_hessian
 from disam_theory.ranks import ALONE, Ranks
@@ -163,6 +163,7 @@ def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> N
         raise UsageError(f"lambda is {settings.lam}; it must be finite and at least 0, such as 0.1")
     if not (settings.rho > 0 and math.isfinite(settings.rho)):
         raise UsageError(f"rho is {settings.rho}; it must be finite and above 0, such as 0.05")
+    require_names(names)
     for name in unseen:
         if name not in names:
             raise unknown_name("domain", name, names)

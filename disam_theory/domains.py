@@ -84,6 +84,18 @@ class Split:
     unseen: Domain
 
 
+OVER_ALL = ("pooled", "beta-weighted", "L_DI")  # what losses over the domains are called in results, beside these
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raise :class:`UsageError` where results would not tell two losses apart by their names."""
+    for name in names:
+        if name in OVER_ALL:
+            raise UsageError(f"a domain is called {name!r}, as a loss over all domains is in the results; rename it")
+        if names.count(name) > 1:
+            raise UsageError(f"{names.count(name)} domains are called {name!r}; rename all but one")
+
+
 @dataclass(frozen=True)
 class Suite:
     """A set of domains over one label set of ``classes`` classes."""
@@ -94,6 +106,7 @@ class Suite:
     corrupt: tuple[str, ...] = ()  # files that were left out as they could not be read, with why
 
     def __post_init__(self) -> None:
+        require_names([domain.name for domain in self.domains])
         for domain in self.domains:
             low, high = int(domain.labels.min()), int(domain.labels.max())
             if low < 0 or high >= self.classes:

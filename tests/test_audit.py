@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from disam_theory.__main__ import main
 from disam_theory.audit import Audit, Settings, audit
 from disam_theory.audit_measures import wilson
 from disam_theory.domains import load_suite
+from disam_theory.errors import UsageError
 from disam_theory.losses import cross_entropy
 from disam_theory.models import digits_mlp
 from tests.drawn_images import convolutional, draw
@@ -367,6 +369,21 @@ class Missing(Linear):
 def failing():
     raise ValueError("no such\\nconfiguration")
 """
+
+
+@pytest.mark.parametrize("verb", ["audit", "spectrum", "landscape"])
+def test_a_domain_called_as_a_loss_over_all_is_refused(checkpoint, tmp_path, capsys, verb):
+    names = np.repeat(["photo", "pooled"], 10)
+    np.savez(tmp_path / "d.npz", inputs=np.ones((20, 64)), labels=np.arange(20) % 10, domains=names)
+    code = main([verb, str(checkpoint), *MODEL[:3], str(tmp_path / "d.npz")])
+    assert code == 2
+    assert "a domain is called 'pooled'" in capsys.readouterr().err
+
+
+def test_two_domains_of_one_name_are_refused():
+    model, domains = nn.Linear(4, 3), load_suite("digits-rotated").domains
+    with pytest.raises(UsageError, match="2 domains are called 'rot0'; rename all but one"):
+        audit(model, [domains[0], domains[0]])
 
 
 @pytest.mark.parametrize("verb", ["audit", "spectrum", "landscape"])
