@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -65,14 +66,27 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def _deliver_audits(found: Mapping[str, audits.Audit], arguments: argparse.Namespace, record: dict[str, Any]) -> None:
     """Every format that is asked for; the page and LaTeX go to the folder only."""
-    if arguments.out:
-        write_atomically(arguments.out / "audit.html", audit_report.as_html(found, record))
-        write_atomically(arguments.out / "audit.tex", audit_report.as_latex(found, record))
-        if len(found) > 1:
-            lines = f"# {one_line(record)}\n{audit_report.differences_csv(found)}"
-            write_atomically(arguments.out / "differences.csv", lines)
     as_text = {"json": audit_report.as_json(found, record), "csv": audit_report.as_csv(found)}
-    _deliver(arguments, {**as_text, "table": audit_report.as_table(found)}, record)
+    texts = {**as_text, "table": audit_report.as_table(found)}
+    with _printed_anyway(texts[arguments.format]):
+        if arguments.out:
+            write_atomically(arguments.out / "audit.html", audit_report.as_html(found, record))
+            write_atomically(arguments.out / "audit.tex", audit_report.as_latex(found, record))
+            if len(found) > 1:
+                lines = f"# {one_line(record)}\n{audit_report.differences_csv(found)}"
+                write_atomically(arguments.out / "differences.csv", lines)
+    _deliver(arguments, texts, record)
+
+
+@contextlib.contextmanager
+def _printed_anyway(text: str) -> Iterator[None]:
+    """What was asked for is printed also where a folder cannot take it, or it would be lost."""
+    try:
+        yield
+    except ComputationError:
+        progress.wipe()
+        _print(text)
+        raise
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -577,9 +591,10 @@ def _deliver(arguments: argparse.Namespace, texts: Mapping[str, str], record: di
     """Write ``VERB.json`` and ``VERB.csv`` where asked for, and print what was asked for."""
     name = arguments.verb
     progress.wipe()
-    if arguments.out:
-        write_atomically(arguments.out / f"{name}.json", texts["json"])
-        write_atomically(arguments.out / f"{name}.csv", f"# {one_line(record)}\n{texts['csv']}")
+    with _printed_anyway(texts[arguments.format]):
+        if arguments.out:
+            write_atomically(arguments.out / f"{name}.json", texts["json"])
+            write_atomically(arguments.out / f"{name}.csv", f"# {one_line(record)}\n{texts['csv']}")
     _print(texts[arguments.format])
 
 
