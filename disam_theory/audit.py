@@ -38,6 +38,7 @@ from disam_theory.audit_measures import (
     overlaps_of,
     plain_bound,
     prepared,
+    require_dependence,
     rises,
     sampling_errors,
     slices_of,
@@ -151,6 +152,7 @@ def audit(
     _check(settings, [domain.name for domain in domains], unseen)
     subject = prepared(model, domains, settings, unseen, dtype, device, ranks)
     outcomes = {domain.name: outcomes_of(subject.model, domain, settings.chunk) for domain in subject.domains}
+    require_dependence(subject.model, subject.domains[0].inputs[:1])
     subject = subject.with_losses(ranks)
     stage("eigenvalues")
     spectra = _spectra(subject, start or {}, progress, stage)

@@ -24,7 +24,7 @@ from disam_theory import architectures, audit_report, backbones, checkpoints, co
 from disam_theory import audit as audits
 from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
-from disam_theory.audit_measures import fitting_outputs
+from disam_theory.audit_measures import fitting_outputs, require_dependence
 from disam_theory.domains import SUITES, Domain, Split, Suite
 from disam_theory.errors import ComputationError, UsageError
 from disam_theory.files import csv_text, write_atomically
@@ -546,6 +546,8 @@ def _require_fit(model: nn.Module, domain: Domain) -> None:
     at = int(domain.labels.argmax())
     sample = domain.inputs[at : at + 1], domain.labels[at : at + 1]
     MicroBatch(1, 1, lambda before, after: None).run(lambda _: fitting_outputs(model, domain.name, *sample))
+    with torch.enable_grad():
+        require_dependence(model, sample[0])
 
 
 def _losses(model: nn.Module, data: Sequence[Domain], chunk: int) -> tuple[DomainLosses, Params]:

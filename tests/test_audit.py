@@ -354,6 +354,9 @@ import torch
 class Linear(torch.nn.Linear):
     def __init__(self):
         super().__init__(64, 10)
+class Apart(Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
 class Few(Linear):
     def forward(self, x):
         return super().forward(x)[:, :9]
@@ -394,6 +397,7 @@ def test_two_domains_of_one_name_are_refused():
         ("own_code:Asserting", "AssertionError"),
         ("own_code:Missing", "'logits'"),
         ("own_code:Few", "outputs have shape"),
+        ("own_code:Apart", "do not depend on its parameters"),
         ("own_code:failing", "calling it failed (ValueError: no such configuration, "),
         ("own_garbled:net", "cannot import 'own_garbled' (SyntaxError: "),
     ],
