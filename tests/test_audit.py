@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,17 @@ def test_a_domain_called_as_a_loss_over_all_is_refused(checkpoint, tmp_path, cap
     code = main([verb, str(checkpoint), *MODEL[:3], str(tmp_path / "d.npz")])
     assert code == 2
     assert "a domain is called 'pooled'" in capsys.readouterr().err
+
+
+def test_names_in_letters_that_the_font_lacks_go_without_a_warning(checkpoint, tmp_path):
+    np.savez(tmp_path / "d.npz", inputs=np.ones((20, 64)), labels=np.arange(20) % 10, domains=["\u6f22", "b"] * 10)
+    out = tmp_path / "o"
+    arguments = ["audit", str(checkpoint), *MODEL[:3], str(tmp_path / "d.npz"), "-k", "1", "--out", str(out)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert main(arguments) == 0
+    assert not [each for each in said if "Glyph" in str(each.message)]
+    assert "\u6f22" in (out / "audit.html").read_text()
 
 
 def test_two_domains_of_one_name_are_refused():
