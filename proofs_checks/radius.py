@@ -252,9 +252,11 @@ def _sides(rows: list[dict[str, Any]]) -> str:
     above, below = (sum(found) for found in ([r["low"] > 0 for r in rows], [r["high"] < 0 for r in rows]))
     near = sum(r["low"] <= 0 <= r["high"] and max(-r["low"], r["high"]) < MARGIN for r in rows)
     low, high = min(r["estimate"] for r in rows), max(r["estimate"] for r in rows)
+    lowest, highest = min(r["low"] for r in rows), max(r["high"] for r in rows)
     return (
         f"above zero at {above} of {len(rows)} radii, below at {below}, within {MARGIN:g} points of it at {near}, "
-        f"unclear at {len(rows) - above - below - near}; {low:+.2f} to {high:+.2f} points"
+        f"unclear at {len(rows) - above - below - near}; {low:+.2f} to {high:+.2f} points "
+        f"(intervals within {lowest:+.2f} to {highest:+.2f})"
     )
 
 
