@@ -163,16 +163,26 @@ def _tensors(entries: Any) -> State:
 
 
 def _plain(kind: str, state: State, architecture: str | None, told: Mapping[str, Any]) -> Checkpoint:
-    unwrapped = _unwrapped(state)
+    unwrapped, left = _unwrapped(state), tuple[str, ...]()
     if kind == "Lightning":  # the network is an attribute of the LightningModule
-        unwrapped = _unwrapped(below(unwrapped, _shared_prefix(unwrapped)))
+        prefix = _shared_prefix(unwrapped) or _resnet_prefix(unwrapped)
+        left = tuple(name for name in unwrapped if not name.startswith(prefix))
+        unwrapped = _unwrapped(below(unwrapped, prefix))
     return Checkpoint(
         _different(unwrapped, state),
         kind,
         architecture or infer_resnet(unwrapped),
         _head_outputs(unwrapped),
-        told=told,
+        left,
+        told,
     )
+
+
+def _resnet_prefix(state: State) -> str:
+    """Of the one part that is a ResNet, beside others such as a loss with weights; empty without one or with two."""
+    firsts = dict.fromkeys(f"{name.partition('.')[0]}." for name in state)
+    found = [first for first in firsts if infer_resnet(_unwrapped(below(state, first)))]
+    return found[0] if len(found) == 1 else ""
 
 
 def _disam(state: State, backbone: str, told: Mapping[str, Any]) -> Checkpoint:

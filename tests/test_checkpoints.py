@@ -158,6 +158,19 @@ def test_lightnings_file_with_a_loss_that_has_weights(mlp, tmp_path):
     assert not differing(filled.state_dict(), module.model)
 
 
+def test_lightnings_resnet_is_seen_beside_a_loss_that_has_weights(torchvision, tmp_path):
+    module = nn.Module()
+    module.criterion = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    module.model = torchvision.models.resnet18(num_classes=CLASSES)
+    save_lightning(tmp_path / "last.ckpt", module)
+    found = read(tmp_path / "last.ckpt")
+    assert (found.architecture, found.classes, found.left) == ("torchvision:resnet18", CLASSES, ("criterion.weight",))
+    assert not differing(found.state, module.model)
+    module.teacher = module.model  # which of the two is meant is not said
+    save_lightning(tmp_path / "two.ckpt", module)
+    assert read(tmp_path / "two.ckpt").architecture is None
+
+
 def test_the_same_model_twice_below_two_prefixes_is_refused(mlp, tmp_path):
     state = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in mlp.state_dict().items()}
     torch.save(state, tmp_path / "c.pt")
