@@ -13,7 +13,6 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ import torch
 
 import paper_repro
 from disam_theory.__main__ import _parser, main
-from disam_theory.audit import Row, Settings, audit
+from disam_theory.audit import Settings, audit
 from disam_theory.audit_report import as_json
 from disam_theory.claims import Claim, Evidence, Finding, Verdict
 from disam_theory.convergence import INEQUALITIES
@@ -198,12 +197,31 @@ def unmentioned(names) -> list[str]:
     return [name for name in names if f"`{name}`" not in REFERENCE.read_text()]
 
 
+def fields_under(heading: str) -> list[str]:
+    """The names in the first column of the table below a heading of the reference."""
+    section = re.split(r"^#+ ", REFERENCE.read_text().split(f"\n{heading}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
+    firsts = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    return [name for first in firsts for name in re.findall(r"`(\w+)`", first)]
+
+
 def test_the_fields_of_an_audit_are_there(make_domain):
-    model = torch.nn.Linear(4, 3)
-    found = audit(model, [make_domain("a"), make_domain("b", 6)], Settings(k=1), dtype=torch.float64)
-    document = json.loads(as_json({"checkpoint": found}, {}))
-    assert not unmentioned(document)
-    assert not unmentioned(field.name for field in fields(Row))
+    domains = [make_domain("x"), make_domain("y", 6), make_domain("z", 7)]
+    settings = Settings(k=1, lam=50.0, full=True, max_samples=4)  # a weight is below zero: there is a warning
+    audits = {}
+    for label in ("one", "two"):
+        torch.manual_seed(len(audits))
+        audits[label] = audit(torch.nn.Linear(4, 3), domains, settings, unseen=["z"], dtype=torch.float64)
+    document = json.loads(as_json(audits, {}))
+    assert sorted(fields_under("## Audits")) == sorted(document)
+    lists = {name: entries for name, entries in document.items() if isinstance(entries, list)}
+    lists["terms"] = [{"checkpoint": "", **term} for bound in lists["bounds"] for term in bound["terms"]]
+    assert {"rows", "about", "warnings", "differences"} < set(lists)
+    for name, entries in lists.items():
+        written = {key for entry in entries for key in entry}
+        written -= {"checkpoint"} if name != "differences" else set()
+        written -= {"x", "y", "z"} if name == "slices" else set()  # the domains' own names
+        assert written, name
+        assert sorted(fields_under(f"### {name}")) == sorted(written), name
 
 
 def test_the_fields_of_a_finding_are_there():
