@@ -266,7 +266,9 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
 def _add_spectral(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-k", type=int, default=3, help="number of eigenvalues (default 3)")
     verb.add_argument("--tol", type=float, default=1e-3, help="relative residual to reach (default 1e-3)")
-    verb.add_argument("--max-products", type=int, default=300, help="Hessian products to spend at most (default 300)")
+    verb.add_argument(
+        "--max-products", type=int, default=300, help="Hessian products at most, for each spectrum (default 300)"
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Spectra:
         self._rounds += 1
         taken = self._clock() - self._begun
         longest = max(self._most - self._rounds, 0) * running * taken / products
-        said = f"{self._label}{products} products, residual {error:.0e} of {self._tol:.0e}"
+        said = f"{self._label}{products} products in all, residual {error:.0e} of {self._tol:.0e}"
         if 0 < error < 1:
             share = min(math.log(error) / math.log(self._tol), 1.0) if self._tol < 1 else 1.0
             said += f", {duration(min(taken * (1 / share - 1), longest))} left by estimate"

@@ -79,9 +79,9 @@ def test_eigenvalues_are_left_by_the_fall_of_the_residual_and_at_most_by_the_lim
     clock.now = 130.0
     show(30, 2, 1e-5)
     assert shown(capsys) == [
-        "model.pt: 4 products, residual inf of 1e-04, at most 0:03:16",
-        "model.pt: 20 products, residual 1e-01 of 1e-04, 0:01:00 left by estimate, at most 0:03:12",
-        "model.pt: 30 products, residual 1e-05 of 1e-04, 0:00:00 left by estimate, at most 0:01:34",
+        "model.pt: 4 products in all, residual inf of 1e-04, at most 0:03:16",
+        "model.pt: 20 products in all, residual 1e-01 of 1e-04, 0:01:00 left by estimate, at most 0:03:12",
+        "model.pt: 30 products in all, residual 1e-05 of 1e-04, 0:00:00 left by estimate, at most 0:01:34",
     ]
 
 
