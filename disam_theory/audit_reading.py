@@ -19,7 +19,7 @@ def reading(audits: Mapping[str, Audit], differences: Sequence[Difference]) -> s
     if len(audits) == 1:
         sentences = _of_one(next(iter(audits.values())))
     else:
-        sentences = [f"{label}: {' '.join(filter(None, _of_one(audit)[1:3]))}" for label, audit in audits.items()]
+        sentences = [f"{label}: {' '.join(filter(None, _of_each(audit)))}" for label, audit in audits.items()]
         sentences += _of_differences(differences)
     return " ".join(sentence for sentence in [*sentences, CAVEAT] if sentence)
 
@@ -33,6 +33,11 @@ def _of_one(audit: Audit) -> list[str]:
         _warnings(audit),
         _bounds(audit),
     ]
+
+
+def _of_each(audit: Audit) -> list[str]:
+    """Of one among several: what the differences do not say."""
+    return [_sharpest(audit), _sampled(audit), _warnings(audit)]
 
 
 def _accuracies(audit: Audit) -> str:

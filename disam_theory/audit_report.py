@@ -29,7 +29,7 @@ from dataclasses import asdict
 from typing import Any
 
 from disam_theory.audit import ROW_LISTS, Audit, Row, aligned
-from disam_theory.audit_differences import Difference, differences, spreads
+from disam_theory.audit_differences import Difference, Spread, differences, spreads
 from disam_theory.audit_figures import Picture, pictures
 from disam_theory.audit_reading import reading
 from disam_theory.files import csv_text
@@ -162,21 +162,31 @@ def _share_lines(audit: Audit) -> list[Line]:
 
 
 SPREAD_HEAD = ["quantity", "mean", "deviation", "least", "of", "largest", "of", "unseen less mean"]
+WORDS = {  # of the quantities, in the heads of the other tables
+    "accuracy": "acc %",
+    "sam": "SAM step",
+    "worst_lower": "worst case",
+    "asam": "ASAM step",
+    "grad_norm": "|grad|",
+    "ece": "ECE %",
+}
 
 
 def _spread_lines(audit: Audit) -> list[Line]:
+    return [_spread_line(each, WORDS.get(each.quantity, each.quantity)) for each in spreads(audit)]
+
+
+def _spread_line(each: Spread, words: str) -> Line:
+    unit = 100 if words.endswith("%") else 1
     return [
-        [
-            each.quantity,
-            f"{each.mean:.3g}",
-            f"{each.deviation:.2g}",
-            f"{each.least:.3g}",
-            each.least_of,
-            f"{each.largest:.3g}",
-            each.largest_of,
-            "" if each.gap is None else f"{each.gap:+.3g}",
-        ]
-        for each in spreads(audit)
+        words,
+        f"{unit * each.mean:.3g}",
+        f"{unit * each.deviation:.2g}",
+        f"{unit * each.least:.3g}",
+        each.least_of,
+        f"{unit * each.largest:.3g}",
+        each.largest_of,
+        "" if each.gap is None else f"{unit * each.gap:+.3g}",
     ]
 
 
@@ -285,8 +295,9 @@ def as_latex(audits: Audits, record: Mapping[str, Any]) -> str:
 def _latex_table(title: str, head: Line, lines: Sequence[Line]) -> str:
     filled = _filled(lines)
     columns = "".join("r" if c and _numeric(line[c] for line in lines) else "l" for c in filled)
-    body = [" & ".join(_latex(line[c]) for c in filled) + r" \\" for line in lines]
-    names = " & ".join(LATEX_HEADS.get(head[c]) or _latex_head(head[c]) for c in filled) + r" \\"
+    first = _latex_head if head == SPREAD_HEAD else _latex  # its lines begin with the words of heads, others with names
+    body = [" & ".join((_latex if c else first)(line[c]) for c in filled) + r" \\" for line in lines]
+    names = " & ".join(_latex_head(head[c]) for c in filled) + r" \\"
     rules = [r"\toprule", names, r"\midrule", *body, r"\bottomrule"]
     return "\n".join([f"% {title}", rf"\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}"])
 
@@ -301,6 +312,8 @@ def _numeric(cells: Iterable[str]) -> bool:
 
 
 def _latex_head(name: str) -> str:
+    if name in LATEX_HEADS:
+        return LATEX_HEADS[name]
     stem, _, number = name.partition("lambda_")
     return rf"{_latex(stem)}$\lambda_{{{number}}}$" if number else _latex(name)
 

@@ -156,6 +156,8 @@ def test_the_reading_tells_warnings_vacuous_bounds_and_samples(audits):
     warning = {"name": "fake flat minimum", "message": "domain 'x' has lambda_max 9", "value": 9.0, "threshold": 5.0}
     loud = replace(found, warnings=(warning,))
     assert "Warnings: fake flat minimum, as domain 'x' has lambda_max 9." in reading({"A.pt": loud}, [])
+    several = reading({"A.pt": calm, "B.pt": loud}, [])
+    assert re.search(r"A\.pt: .*No warning .*B\.pt: .*Warnings: fake flat minimum, as domain 'x' has", several)
     sampled = replace(found, sampling=({"name": "rot0", "lambda_1_error": 0.5},))
     assert "standard errors of 0.5 on rot0, and a bias upward" in reading({"A.pt": sampled}, [])
 
@@ -211,6 +213,22 @@ def test_latex_is_balanced_and_escaped(audits):
     outside = re.sub(r"\\[%$#_&{}]", "", re.sub(r"%.*", "", text.replace(r"\%", "")))
     assert outside.count("{") == outside.count("}")
     assert outside.count("$") % 2 == 0
+
+
+def test_the_spread_is_in_the_words_of_the_other_tables(audits):
+    a = audits["A.pt"]
+    tables = audit_report.tables_of(a)
+    head, lines = tables["Spread over the sources"]
+    heads = {name for title in ("Losses and eigenvalues", "Sharpness") for name in tables[title][0]}
+    assert len(lines) == 9
+    assert {line[0] for line in lines} < heads
+    accuracy, found = next(line for line in lines if line[0] == "acc %"), spreads(a)[1]
+    assert found.quantity == "accuracy"
+    assert float(accuracy[head.index("mean")]) == pytest.approx(100 * found.mean, rel=5e-3)
+    assert float(accuracy[-1]) == pytest.approx(100 * found.gap, rel=5e-3)
+    latex = audit_report.as_latex({"A.pt": a}, RECORD).split("% Spread over the sources")[1].split("% Gener")[0]
+    for label in (r"$\lambda_{1}$", r"acc \%", r"$\lVert\nabla L\rVert$", "worst case", "SAM step"):
+        assert f"\n{label} & " in latex
 
 
 def test_the_page_needs_no_script_and_no_network_and_repeats_no_id(audits):
