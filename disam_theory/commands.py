@@ -26,7 +26,7 @@ from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
 from disam_theory.audit_measures import fitting_outputs, require_dependence
 from disam_theory.domains import SUITES, Domain, Split, Suite
-from disam_theory.errors import ComputationError, UsageError
+from disam_theory.errors import ComputationError, DisamError, UsageError
 from disam_theory.files import csv_text, write_atomically
 from disam_theory.imported import Imported, read_imported
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
@@ -83,7 +83,7 @@ def _printed_anyway(text: str) -> Iterator[None]:
     """What was asked for is printed also where a folder cannot take it, or it would be lost."""
     try:
         yield
-    except ComputationError:
+    except DisamError:
         progress.wipe()
         _print(text)
         raise

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from disam_theory.errors import ComputationError, UsageError
+from disam_theory.files import make_folder
 
 FLUSH_EVERY = 50  # steps between two writes of a trace to disk
 SCHEMA = "disam-trace/1"
@@ -56,8 +57,8 @@ class TraceWriter:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self._path = path
+        make_folder(path.parent)
         with self._refusing():
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("w", encoding="utf-8")
         self._write({"schema": SCHEMA, **header})
         self.flush()

@@ -347,6 +347,7 @@ def test_another_architecture_is_named_first(torchvision, tmp_path, capsys):
 MISTAKES = {
     "out.pt": "must end in .safetensors",
     "c.safetensors": "is the checkpoint",
+    "c.safetensors/d.safetensors": "as c.safetensors is no folder; give a folder",
     "/proc/nowhere/c.safetensors": "cannot be written",
 }
 

@@ -228,7 +228,7 @@ def test_misuse_is_one_line_and_exit_code_2(arguments, message, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert run_main(monkeypatch, "--only", "eq3", "--out", tmp_path / "file") == 1
+    assert run_main(monkeypatch, "--only", "eq3", "--out", tmp_path / "file") == 2
     error = capsys.readouterr().err
-    assert "cannot be written" in error
+    assert f"{tmp_path / 'file'} is no folder; give a folder" in error
     assert error.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 
 from disam_theory import report
 from disam_theory.claims import Claim, Evidence, Verdict, run
-from disam_theory.errors import ComputationError
+from disam_theory.errors import UsageError
 from tests.elements import Elements
 
 
@@ -103,7 +103,7 @@ def test_the_terminal_says_what_changed():
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ComputationError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot be written, as .*file is no folder"):
         report.write_json(tmp_path / "file" / "claims.json", {}, [])
 
 
