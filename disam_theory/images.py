@@ -204,10 +204,10 @@ def _in_memory(name: str, whole: Sequence[ImageDomain], classes: int, reading: R
 
 
 def domain_name(given: str, dataset: str | None) -> str:
-    """DomainBed's name of the domain with a benchmark's letter ``given``; any other name as it is."""
+    """DomainBed's name of the domain with a benchmark's letter ``given``, in either case; any other name as it is."""
     if dataset is not None and dataset not in BENCHMARKS:
         raise unknown_name("data set", dataset, BENCHMARKS)
-    return BENCHMARKS[dataset].domains.get(given, (given,))[0] if dataset else given
+    return BENCHMARKS[dataset].domains.get(given.lower(), (given,))[0] if dataset else given
 
 
 def _domain_folders(root: Path, dataset: str | None) -> tuple[Path, dict[str, Path]]:
@@ -254,8 +254,8 @@ def _folders(root: Path, kind: str) -> list[Path]:
 def _chosen(test_domain: str, domains: Mapping[str, Path], dataset: str | None) -> str:
     """The domain's name, by its letter, its name or its folder's."""
     letters = BENCHMARKS[dataset].domains if dataset else {}
-    if test_domain in letters:
-        return letters[test_domain][0]
+    if test_domain.lower() in letters:
+        return letters[test_domain.lower()][0]
     for name, path in domains.items():
         if _plain(test_domain) in (_plain(name), _plain(path.name)):
             return name

@@ -55,7 +55,7 @@ def in_memory(folder, image_size=4, rng=0, **reading):
 # --- layouts ---
 
 
-@pytest.mark.parametrize("held_out", ["s", "sketch", "Sketch"])
+@pytest.mark.parametrize("held_out", ["s", "S", "sketch", "Sketch"])
 @pytest.mark.parametrize("at", [".", "PACS"])
 def test_a_benchmark_is_found_at_its_folder_or_above_it_by_name_or_letter(root, at, held_out):
     split = image_split(root.parent / at, held_out, dataset="pacs")
