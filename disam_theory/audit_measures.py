@@ -16,7 +16,7 @@ from torch.func import functional_call
 from disam_theory import sharpness
 from disam_theory.calibration import BINS, calibration
 from disam_theory.domains import Domain, sample
-from disam_theory.errors import DisamError, UsageError
+from disam_theory.errors import DisamError, UsageError, first_line
 from disam_theory.generalization import Bound, Measured, bounds
 from disam_theory.landscape import eigen_direction, slice_1d
 from disam_theory.losses import DomainLosses, ModelPart, Params, cross_entropy, model_losses, parameters_of
@@ -180,7 +180,7 @@ def fitting_outputs(model: nn.Module, name: str, inputs: Tensor, labels: Tensor)
     except Exception as error:  # torch's, or whatever the model's own code raises
         if out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(
             f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} of domain {name!r}: {reason}"
         ) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from disam_theory.checkpoints import fill, load_model, load_state_dict
-from disam_theory.errors import UsageError, unknown_name
+from disam_theory.errors import UsageError, first_line, unknown_name
 from disam_theory.matching import last_linear
 
 LIBRARIES = ("torchvision", "timm")
@@ -95,8 +95,9 @@ def _from_library(library: str, name: str, pretrained: bool, image_size: int | N
     try:
         model = make(name, **weights)
     except (OSError, RuntimeError) as error:  # no network, no such file, a download that is not what it should be
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{library}:{name}: its weights cannot be had ({reason}); give --weights FILE") from error
+        raise UsageError(
+            f"{library}:{name}: its weights cannot be had ({first_line(error)}); give --weights FILE"
+        ) from error
     own = fixed_size(model)
     if own is None or image_size in (None, own):
         return model
@@ -105,7 +106,7 @@ def _from_library(library: str, name: str, pretrained: bool, image_size: int | N
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # weights, patches or windows do not fit
         raise UsageError(
             f"{library}:{name} is for images of {own} pixels, and cannot be made for {image_size} "
-            f"({str(error).partition(chr(10))[0]}); give --image-size {own}"
+            f"({first_line(error)}); give --image-size {own}"
         ) from error
 
 

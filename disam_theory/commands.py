@@ -26,7 +26,7 @@ from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
 from disam_theory.audit_measures import fitting_outputs, require_dependence
 from disam_theory.domains import SUITES, Domain, Split, Suite
-from disam_theory.errors import ComputationError, DisamError, UsageError
+from disam_theory.errors import ComputationError, DisamError, UsageError, first_line
 from disam_theory.files import csv_text, write_atomically
 from disam_theory.imported import Imported, read_imported
 from disam_theory.landscape import eigen_direction, random_direction, slice_1d, slice_2d
@@ -622,7 +622,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not available here ({str(error).splitlines()[0]}); use cpu") from error
+        raise UsageError(f"device {name!r} is not available here ({first_line(error)}); use cpu") from error
     return device
 
 

@@ -23,6 +23,11 @@ class ComputationError(DisamError):
     """The request was sound and the result falls short: a loss that is not finite, say."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def failure(error: BaseException) -> str:
     """An exception of somebody's code on one line: its type, what it says, and the line that raised it."""
     said = " ".join(str(error).split())

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from disam_theory.errors import ComputationError
+from disam_theory.errors import ComputationError, first_line
 
 Found = TypeVar("Found")
 # of a RuntimeError that is no OutOfMemoryError: torch's on the CPU, oneDNN's, cuBLAS's
@@ -45,7 +45,7 @@ class MicroBatch:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
             gc.collect()  # here the error is gone, and with it the frames that hold what did not fit
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
 
 from disam_theory.domains import Domain
-from disam_theory.errors import UsageError, unknown_name
+from disam_theory.errors import UsageError, first_line, unknown_name
 from disam_theory.linearisation import Linearised, linearise
 from disam_theory.losses import DomainLosses, ModelPart, Params, Part, cross_entropy
 from disam_theory.memory import out_of_memory
@@ -424,7 +424,7 @@ def twice_differentiable() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in UNSUPPORTED):
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UsageError(f"{NOT_TWICE}: {reason}; try the other mode, or replace that operation") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

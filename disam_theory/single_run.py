@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from disam_theory.algorithms import Ascent, Settings, StepRecords, matching_of
 from disam_theory.domains import Domain, Split
-from disam_theory.errors import ComputationError, UsageError, unknown_name
+from disam_theory.errors import ComputationError, UsageError, first_line, unknown_name
 from disam_theory.files import write_atomically
 from disam_theory.images import (
     Batch,
@@ -292,7 +292,7 @@ class _Run:
             except StopIteration:
                 return
             except RuntimeError as error:  # a worker that was killed
-                raise ComputationError(f"reading the data failed: {str(error).splitlines()[0]}") from error
+                raise ComputationError(f"reading the data failed: {first_line(error)}") from error
             self._note_broken(broken)
             yield inputs.to(self.device), labels.to(self.device), domains.to(self.device), broken
 
@@ -478,8 +478,9 @@ class _Run:
         except UsageError:
             raise
         except Exception as error:  # a garbled file makes the unpickler raise whatever its bytes lead to
-            said = str(error).partition("\n")[0]
-            raise UsageError(f"{path}: cannot be gone on from ({said}); remove it to start anew") from error
+            raise UsageError(
+                f"{path}: cannot be gone on from ({first_line(error)}); remove it to start anew"
+            ) from error
         return TraceWriter.resumed(self.folder / "trace.jsonl", self.at.rows)
 
     def _recall(self, epsilon: Params | None = None, gradient_ascent: Params | None = None) -> None:
@@ -523,7 +524,7 @@ def _check_outputs(
         with torch.no_grad():
             shape = tuple(model.eval()(inputs).shape)
     except Exception as error:  # torch's, or whatever the model's own code raises
-        said = str(error).partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         raise UsageError(f"the model does not take inputs of shape {tuple(inputs.shape)}: {said}") from error
     if shape != (1, classes):
         raise UsageError(

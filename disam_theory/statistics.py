@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -121,7 +121,6 @@ def over_cases(
     intervals = {case: paired_interval(d, level=level) for case, d in differences.items()}
     verdicts = {case: (claimed_above if above else claimed_below)(i, margin=margin) for case, i in intervals.items()}
     overall = together(verdicts.values())
-    estimates = [interval.estimate for interval in intervals.values()]
     cases = {verdict: [case for case, v in verdicts.items() if v is verdict] for verdict in Verdict}
     opposite = [case for case in cases[Verdict.REFUTED] if _is_opposite(intervals[case], margin=margin, above=above)]
     words = ", ".join(f"{verdict.value} in {len(names)}" for verdict, names in cases.items() if names)
@@ -129,8 +128,7 @@ def over_cases(
         words += f" (supported: {'; '.join(cases[Verdict.SUPPORTED])})"
     if opposite:
         words += f" (the opposite: {'; '.join(opposite)})"
-    lowest, highest = min(i.low for i in intervals.values()), max(i.high for i in intervals.values())
-    spread = f"{min(estimates):+.3g} to {max(estimates):+.3g} {unit} (intervals within {lowest:+.3g} to {highest:+.3g})"
+    spread = span_in_words([asdict(interval) for interval in intervals.values()], unit)
     data: dict[str, Any] = {
         "estimand": what,
         "unit": unit,
@@ -143,6 +141,13 @@ def over_cases(
         ],
     }
     return Evidence(overall, f"{what}: {spread} over {len(intervals)} cases, {words}", data)
+
+
+def span_in_words(rows: Sequence[Mapping[str, Any]], unit: str, *, form: str = "+.3g") -> str:
+    """The least and the largest ``estimate`` of some intervals' rows, and what holds every ``low`` and ``high``."""
+    estimates, low, high = ([row[name] for row in rows] for name in ("estimate", "low", "high"))
+    least, largest, lowest, highest = (f"{v:{form}}" for v in (min(estimates), max(estimates), min(low), max(high)))
+    return f"{least} to {largest} {unit} (intervals within {lowest} to {highest})"
 
 
 def _is_opposite(interval: Interval, *, margin: float, above: bool) -> bool:

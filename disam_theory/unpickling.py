@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import torch
 
-from disam_theory.errors import UsageError
+from disam_theory.errors import UsageError, first_line
 
 NO_CHECKPOINT = "refused: not a checkpoint of tensors and plain containers that torch.save wrote, or cut short"
 REMEDY = "if its source is to be trusted, load it there and save the state dict alone: torch.save(state_dict, FILE)"
@@ -132,8 +132,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except OSError:
         raise
     except Exception as error:  # beside the format's own errors, element types that torch does not have
-        said = str(error).partition("\n")[0]
-        raise UsageError(f"{path}: refused: not a safetensors file, or cut short ({said})") from error
+        raise UsageError(f"{path}: refused: not a safetensors file, or cut short ({first_line(error)})") from error
 
 
 def _check_archive(path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from disam_theory.algorithms import Settings
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.flatness import Kept, kept_flatness
-from disam_theory.statistics import over_cases, paired_interval
+from disam_theory.statistics import over_cases, paired_interval, span_in_words
 from disam_theory.study import Study
 from proofs_checks.contrasts import RHOS, SCOPE, SUITES, arms, control_rows, how_far_apart
 
@@ -88,15 +88,9 @@ def _in_words(yardsticks: list[dict[str, Any]], along: list[dict[str, Any]]) -> 
     parts = []
     for when in PARTS:
         found = [row for row in along if row["kept_step"] == when]
-        parts.append(f"{_span(found)} at the {when} kept step after the start")
+        parts.append(f"{span_in_words(found, '%')} at the {when} kept step after the start")
     sam = [row for row in yardsticks if row["measure"] == MEASURES["gradient_variance"] and row["first"] == "sam"]
-    return f"{' and '.join(parts)}; SAM's own gradient variance is {_span(sam)} from ERM's"
-
-
-def _span(rows: list[dict[str, Any]]) -> str:
-    """The estimates from least to largest, and what holds all their intervals."""
-    estimates, low, high = ([row[name] for row in rows] for name in ("estimate", "low", "high"))
-    return f"{min(estimates):+.3g} to {max(estimates):+.3g} % (intervals within {min(low):+.3g} to {max(high):+.3g})"
+    return f"{' and '.join(parts)}; SAM's own gradient variance is {span_in_words(sam, '%')} from ERM's"
 
 
 FIG6AB = Claim(

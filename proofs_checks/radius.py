@@ -34,7 +34,7 @@ from scipy import stats
 from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.errors import ComputationError
 from disam_theory.radii import ALLOWED, CRITERIA, LargestRadii, final_accuracy, largest_radii
-from disam_theory.statistics import Interval, claimed_above, over_cases, paired_interval, together
+from disam_theory.statistics import Interval, claimed_above, over_cases, paired_interval, span_in_words, together
 from disam_theory.study import Study
 from disam_theory.traces import Trace
 from proofs_checks.contrasts import (
@@ -194,15 +194,13 @@ def _seed_means(study: Study, suite: str, lam: float) -> np.ndarray:
 def _lambda_words(rows: list[dict[str, Any]], parts: dict[str, Verdict], stable: Sequence[float], large: float) -> str:
     near = [row for row in rows if row["lam"] in stable]
     far = [row for row in rows if row["lam"] == large]
-    lowest, highest = (pick(row[end] for row in near) for pick, end in ((min, "low"), (max, "high")))
     ratios = ", ".join(
         f"{2 ** row['estimate']:.2f} ({2 ** row['low']:.2f} to {2 ** row['high']:.2f}) on {row['suite']}" for row in far
     )
-    estimates = [row["estimate"] for row in near]
     return (
         f"DISAM at rho={LAMBDA_RHO:g}: stable {parts['stable'].value}, accuracy on the unseen domain at lambda="
-        f"{stable[0]:g} to {stable[-1]:g} minus that at {LAM:g} {min(estimates):+.2f} to {max(estimates):+.2f} points "
-        f"(intervals within {lowest:+.2f} to {highest:+.2f}); variance grows {parts['grows'].value}, standard "
+        f"{stable[0]:g} to {stable[-1]:g} minus that at {LAM:g} "
+        f"{span_in_words(near, 'points', form='+.2f')}; variance grows {parts['grows'].value}, standard "
         f"deviation over seeds at lambda={large:g} over that at {LAM:g} {ratios}"
     )
 
@@ -251,12 +249,9 @@ def _sides(rows: list[dict[str, Any]]) -> str:
     """At how many radii the interval lies above zero, below it, on both sides within the margin, and further."""
     above, below = (sum(found) for found in ([r["low"] > 0 for r in rows], [r["high"] < 0 for r in rows]))
     near = sum(r["low"] <= 0 <= r["high"] and max(-r["low"], r["high"]) < MARGIN for r in rows)
-    low, high = min(r["estimate"] for r in rows), max(r["estimate"] for r in rows)
-    lowest, highest = min(r["low"] for r in rows), max(r["high"] for r in rows)
     return (
         f"above zero at {above} of {len(rows)} radii, below at {below}, within {MARGIN:g} points of it at {near}, "
-        f"unclear at {len(rows) - above - below - near}; {low:+.2f} to {high:+.2f} points "
-        f"(intervals within {lowest:+.2f} to {highest:+.2f})"
+        f"unclear at {len(rows) - above - below - near}; {span_in_words(rows, 'points', form='+.2f')}"
     )
 
 
