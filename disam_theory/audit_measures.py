@@ -121,7 +121,7 @@ def prepared(
     if settings.max_samples is not None and ranks.world > 1:
         raise UsageError("max_samples is for one process; leave it away, or do not use torchrun")
     data = [_drawn(domain, settings, i).to(device=device, dtype=dtype) for i, domain in enumerate(domains)]
-    chunk = min(fitting_chunk(private, domain, settings.chunk) for domain in data)
+    chunk = fitting_chunk(private, data, settings.chunk)
     return Subject(
         replace(settings, chunk=chunk),
         private,

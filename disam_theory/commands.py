@@ -143,7 +143,7 @@ def spectrum(arguments: argparse.Namespace) -> int:
     """``disam-theory spectrum``: both ends, trace and density of each domain's curvature and of the pooled one."""
     model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
-    chunk = min(fitting_chunk(model, domain, arguments.chunk) for domain in data)
+    chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
         found = micro_batch.run(lambda chunk: _all_spectra(*_losses(model, data, chunk), kept, arguments))
@@ -226,7 +226,7 @@ def landscape(arguments: argparse.Namespace) -> int:
     """``disam-theory landscape``: the domains' losses on a line or a plane through the checkpoint."""
     model, suite, data, device = _subject(arguments)
     record = _record(arguments, suite, device, Ranks())
-    chunk = min(fitting_chunk(model, domain, arguments.chunk) for domain in data)
+    chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
     with _kept(arguments, record, Ranks()) as kept:
         rows = micro_batch.run(lambda chunk: _lines(*_losses(model, data, chunk), kept, arguments))

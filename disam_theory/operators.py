@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -249,14 +249,17 @@ def _double_backward(part: Part, leaves: Params, *, batched: bool) -> tuple[Prod
     return product if batched else _each(product), sum(storages.values())
 
 
-def fitting_chunk(model: nn.Module, domain: Domain, most: int) -> int:
-    """At most ``most`` samples of ``domain`` (at least 1): no more than those whose graph fits into ``GRAPH_BYTES``.
+def fitting_chunk(model: nn.Module, domains: Iterable[Domain], most: int) -> int:
+    """At most ``most`` samples (at least 1) of any of ``domains``: those whose graph fits into ``GRAPH_BYTES``.
 
     What one sample adds is the graph of two less that of one; so the same model and data give the same number.
     Where the model cannot take the samples, ``most``.
     """
-    if most <= 1:
-        return most
+    alike = {domain.inputs.shape[1:]: domain for domain in domains}  # samples of one shape have graphs of one size
+    return min(_fitting_chunk(model, domain, most) for domain in alike.values()) if most > 1 else most
+
+
+def _fitting_chunk(model: nn.Module, domain: Domain, most: int) -> int:
     sizes = []
     leaves = {name: p.detach().clone().requires_grad_(True) for name, p in model.named_parameters()}
     try:

@@ -522,12 +522,14 @@ def test_micro_batches_fit_their_graph(made, monkeypatch):
 
     for budget in (taken(1), taken(4), taken(7) + 1):
         monkeypatch.setattr(operators, "GRAPH_BYTES", budget)
-        n = operators.fitting_chunk(model, domains[1], 1024)
+        n = operators.fitting_chunk(model, [domains[1]], 1024)
         assert taken(n) <= budget < taken(n + 1)
-        assert operators.fitting_chunk(model, domains[1], n - 1 or 1) == (n - 1 or 1)
+        assert operators.fitting_chunk(model, [domains[1]], n - 1 or 1) == (n - 1 or 1)
     monkeypatch.setattr(operators, "GRAPH_BYTES", 0)
-    assert operators.fitting_chunk(model, domains[1], 1024) == 1
-    assert operators.fitting_chunk(nn.Linear(7, 2).double(), domains[1], 1024) == 1024  # refused where it is first used
+    assert operators.fitting_chunk(model, [domains[1]], 1024) == 1
+    assert (
+        operators.fitting_chunk(nn.Linear(7, 2).double(), [domains[1]], 1024) == 1024
+    )  # refused where it is first used
 
 
 def test_graphs_are_kept_only_where_many_of_them_fit(made):
