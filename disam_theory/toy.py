@@ -26,7 +26,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from disam_theory.algorithms import Ascent, Settings, ascent_point
+from disam_theory.algorithms import Ascent, Settings, ascent_point, relatives
 from disam_theory.losses import DomainLosses, Params, Part
 from disam_theory.operators import domain_hessian
 from disam_theory.spectrum import top_eigenpairs
@@ -45,6 +45,10 @@ SHARPNESS_MARGIN = 0.01  # of the larger of the two sharpnesses in absolute valu
 ERM = Settings("erm", rho=0.5, lr=0.1, schedule="step", steps=300, sampling="full")
 SAM = replace(ERM, algorithm="sam")
 DISAM = tuple(replace(ERM, algorithm="disam", lam=lam) for lam in LAMS)
+CONTROLS = {  # in words, for each of DISAM
+    "-lambda": tuple(replace(disam, lam=-disam.strength) for disam in DISAM),
+    "a weaker SAM": tuple(replace(disam, algorithm="weaker-sam") for disam in DISAM),
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ class Toys:
         runs = w.new_ones(len(w))
         present = w.new_ones(len(w), M)
         rho, lam = settings.radius * runs, settings.strength * runs
-        return ascent_point(self._sources, {"w": w}, alpha=present / M, present=present, rho=rho, lam=lam)
+        own = relatives([settings] * len(w))
+        return ascent_point(
+            self._sources, {"w": w}, alpha=present / M, present=present, rho=rho, lam=lam, relatives=own
+        )
 
     def path(self, settings: Settings) -> Tensor:
         """The weights (T + 1, R, 2) of each problem from its start on."""

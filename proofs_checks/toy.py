@@ -5,7 +5,7 @@ The family, its constants, the margins and the rule below are fixed before any o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from disam_theory.claims import Claim, Evidence, Verdict
 from disam_theory.toy import (
     ANGLE_MARGIN,
     BOX,
+    CONTROLS,
     DISAM,
     ERM,
     FAMILY,
@@ -75,10 +76,14 @@ def over_strengths(verdicts: set[Verdict]) -> Verdict:
 
 
 def check_fig2(study: object, *, contrasts: Mapping[str, Contrast] = CONTRASTS) -> Evidence:
-    """Every part on the whole family at every strength; the claim is as strong as its weakest part."""
+    """Every part on the whole family at every strength; the claim is as strong as its weakest part.
+
+    Beside it, without a say in the verdict, each part with a control in DISAM's place.
+    """
     level = 1 - 0.05 / (len(contrasts) * len(DISAM))
     parts: dict[str, Verdict] = {}
     cases: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
     words = []
     for what, contrast in contrasts.items():
         counts = [contrast(settings) for settings in DISAM]
@@ -86,11 +91,13 @@ def check_fig2(study: object, *, contrasts: Mapping[str, Contrast] = CONTRASTS) 
         parts[what] = over_strengths(set(found))
         for lam, counted, verdict in zip(LAMS, counts, found, strict=True):
             cases.append({"what": what, "lambda": lam, **_numbers(counted, level), "verdict": verdict.value})
-        numbers = ", ".join(
-            f"{c.below} yes, {c.above} no, {c.tied} ties at lambda = {lam:g}"
-            for lam, c in zip(LAMS, counts, strict=True)
-        )
-        words.append(f"{parts[what].value} that {what} ({numbers})")
+        words.append(f"{parts[what].value} that {what} ({_counted(counts)})")
+        for control, arms in CONTROLS.items():
+            instead = [contrast(settings) for settings in arms]
+            for lam, counted in zip(LAMS, instead, strict=True):
+                beside.append({"what": what, "control": control, "lambda": lam, **_numbers(counted, level)})
+            if parts[what] is Verdict.SUPPORTED:
+                words[-1] += f", with {control} in DISAM's place ({_counted(instead)})"
     weakest_first = (Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONDITIONAL, Verdict.SUPPORTED)
     overall = next(verdict for verdict in weakest_first if verdict in parts.values())
     data = {
@@ -98,8 +105,15 @@ def check_fig2(study: object, *, contrasts: Mapping[str, Contrast] = CONTRASTS) 
         "margins": {"degrees": ANGLE_MARGIN, "relative sharpness": SHARPNESS_MARGIN},
         "multiplicity": f"Bonferroni over {len(cases)} cases, joint level 0.95",
         "cases": cases,
+        "controls": beside,
     }
     return Evidence(overall, f"over {len(FAMILY)} random toy problems it is " + "; ".join(words), data)
+
+
+def _counted(counts: Sequence[Count]) -> str:
+    return ", ".join(
+        f"{c.below} yes, {c.above} no, {c.tied} ties at lambda = {lam:g}" for lam, c in zip(LAMS, counts, strict=True)
+    )
 
 
 def _numbers(counted: Count, level: float) -> dict[str, Any]:

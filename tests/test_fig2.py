@@ -7,7 +7,22 @@ import pytest
 import torch
 
 from disam_theory.claims import Verdict
-from disam_theory.toy import BOWL, DISAM, ERM, FAMILY, SAM, Count, M, Toys, count, flatter, nearer, outcome, toys
+from disam_theory.toy import (
+    BOWL,
+    CONTROLS,
+    DISAM,
+    ERM,
+    FAMILY,
+    SAM,
+    Count,
+    M,
+    Toys,
+    count,
+    flatter,
+    nearer,
+    outcome,
+    toys,
+)
 from figures.fig2_toy import FIG2
 from proofs_checks.toy import CONTRASTS, check_fig2, over_strengths, sam_is_pulled, verdict_on
 
@@ -127,6 +142,30 @@ def test_opposite_verdicts_are_conditional_on_the_strength():
 def test_the_claim_holds_where_its_parts_do():
     assert MUTATIONS["fig2"]["the pull alone"]().verdict is Verdict.SUPPORTED
     assert MUTATIONS["fig2"]["DISAM's ascent is the one that is pulled"]().verdict is Verdict.REFUTED
+
+
+def test_the_controls_stand_beside_each_part_and_in_words_where_it_is_supported():
+    evidence = check_fig2(None)
+    rows = {(row["what"], row["control"], row["lambda"]): row for row in evidence.data["controls"]}
+    assert len(rows) == len(CONTRASTS) * len(CONTROLS) * len(DISAM)
+    for disam, reversed_, weaker in zip(DISAM, *CONTROLS.values(), strict=True):
+        assert (reversed_.strength, reversed_.radius) == (-disam.strength, disam.radius)
+        assert (weaker.algorithm, weaker.strength, weaker.radius) == ("weaker-sam", disam.strength, disam.radius)
+        for what, contrast in CONTRASTS.items():
+            for control, settings in (("-lambda", reversed_), ("a weaker SAM", weaker)):
+                counted = contrast(settings)
+                row = rows[what, control, disam.strength]
+                assert (row["below"], row["tied"], row["above"]) == (counted.below, counted.tied, counted.above)
+    turned = rows[PULL, "-lambda", DISAM[1].strength]
+    assert turned["above"] > turned["below"]  # it does turn the pull round
+    assert f"-lambda in DISAM's place ({rows[PULL, '-lambda', DISAM[0].strength]['below']} yes" in evidence.reason
+
+
+def test_a_weaker_sam_goes_along_sams_step_as_far_as_disam_does(problems):
+    w, disam, weaker = problems.starts, DISAM[1], CONTROLS["a weaker SAM"][1]
+    sams, disams = (problems.ascent(w, settings).epsilon["w"] for settings in (SAM, disam))
+    cosine = torch.cosine_similarity(sams, disams, dim=1)
+    assert torch.allclose(problems.ascent(w, weaker).epsilon["w"], cosine[:, None] * sams, atol=1e-12)
 
 
 def test_the_figure_shows_what_the_claim_counts():
