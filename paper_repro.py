@@ -36,6 +36,7 @@ PENALTIES: tuple[dict[str, Any], ...] = (  # Table 5; chosen by validation accur
     {"objective": "vrex", "vrex_penalty": 0.3},
     {"objective": "fishr", "fishr_penalty": 20.0},
 )
+RELATIVES = ("gsam", "sagm")  # of SAM, in Table 1
 CONTROLS = (("disam", -LAM), ("weaker-sam", LAM))
 EVERY = 20  # steps between two evaluations, and between two that a minibatch trace holds
 FULL = {"seeds": 20, "steps": 300}
@@ -45,25 +46,35 @@ QUICK = {"seeds": 4, "steps": 150}
 def blocks(*, seeds: int, steps: int) -> list[Block]:
     """The embedded study: minibatch momentum SGD over radii, strengths and algorithms, and runs as in Theorem 1."""
     common: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "steps": steps, "batch_size": 96}
-    main = [
+    measured = [
         Settings("erm", **common),
         *(Settings(name, rho=rho, **common) for rho in RHOS for name in ("sam", "disam")),
+        *(Settings(name, rho=rho, lam=lam, **common) for rho in RHOS for name, lam in CONTROLS),
     ]
-    others = [rho for rho in RADII if rho not in RHOS]
-    controls = [Settings(name, rho=rho, lam=lam, **common) for rho in RHOS for name, lam in CONTROLS]
-    groups = [  # what takes the same backward passes is stacked together
-        [Settings("sam", rho=rho, **common) for rho in others],
-        [Settings("disam", rho=rho, **common) for rho in others]
-        + [Settings("disam", rho=0.5, lam=lam, **common) for lam in LAMBDAS],
-        [Settings(name, rho=RHOS[0], lam=lam, **common) for name in ("gsam", "sagm") for lam in (0.0, LAM)],
-        *([Settings(name, rho=RHOS[0], **penalty, **common) for name in ("erm", "disam")] for penalty in PENALTIES),
+    others = [
+        *(Settings(name, rho=rho, **common) for rho in RADII if rho not in RHOS for name in ("sam", "disam")),
+        *(Settings("disam", rho=0.5, lam=lam, **common) for lam in LAMBDAS),
+        *(Settings(name, rho=RHOS[0], lam=lam, **common) for name in RELATIVES for lam in (0.0, LAM)),
+        *(Settings(name, rho=RHOS[0], **penalty, **common) for penalty in PENALTIES for name in ("erm", "disam")),
+    ]
+    beside = [  # what stands beside Tables 1 and 5
+        *(
+            Settings(algorithm, rho=RHOS[0], lam=lam, **common)
+            for name in RELATIVES
+            for algorithm, lam in ((name, -LAM), (f"weaker-{name}", LAM))
+        ),
+        *(
+            Settings(name, rho=RHOS[0], lam=lam, **penalty, **common)
+            for penalty in PENALTIES
+            for name, lam in (("sam", LAM), *CONTROLS)
+        ),
     ]
     kept = tuple(steps * k // 5 for k in range(6))
     made = []
     for suite in SUITES:
-        for arms in (main, controls):
-            made.append(Block(suite, tuple(arms), seeds, snapshot_steps=kept, snapshot_seeds=10, record_every=EVERY))
-        made += [Block(suite, tuple(arms), seeds, record_every=EVERY) for arms in groups]
+        made.append(Block(suite, tuple(measured), seeds, snapshot_steps=kept, snapshot_seeds=10, record_every=EVERY))
+        made.append(Block(suite, tuple(others), seeds, record_every=EVERY))
+        made.append(Block(suite, tuple(beside), seeds // 2, record_every=EVERY))
     theorem: dict[str, Any] = {"lr": 0.5, "schedule": "inverse-sqrt", "sampling": "full", "rho": RHOS[0]}
     short = steps // 3
     full = tuple(

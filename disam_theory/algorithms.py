@@ -18,7 +18,8 @@ $\rho\,\beta_i/\alpha_i$ with the weights of Eq. (8) at $w_t$. As it descends a 
 about M times that of the others at the same learning rate; Adam, which its authors use, does not see that.
 
 Two controls ask what makes DISAM differ from SAM. $\lambda<0$ turns its mechanism round. ``weaker-sam`` keeps SAM's
-direction and shortens its radius to $\rho\cos(\nabla L,\nabla L_{DI})$ at each step.
+direction and shortens its radius to $\rho\cos(\nabla L,\nabla L_{DI})$ at each step; ``weaker-gsam`` and
+``weaker-sagm`` do so to GSAM and SAGM.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from disam_theory.matching import MATCHED, Matching, Statistics, matching
 from disam_theory.objectives import OBJECTIVES, Objective
 from disam_theory.perturbations import (
     VARIANCES,
+    WEAKER,
     ascent_step,
     cosine,
     disam_weights,
@@ -48,10 +50,14 @@ from disam_theory.perturbations import (
     relative_step,
 )
 
-ALGORITHMS = ("erm", "sam", "disam", "asam", "gsam", "sagm", "dgsam", "weaker-sam")
-CONSTANTS = {"asam": "asam_eta", "gsam": "gsam_alpha", "sagm": "sagm_alpha"}  # what each relative of SAM has besides
-RELATIVES = (*CONSTANTS, "weaker-sam")  # whose steps 2 and 3 are not Algorithm 1's
-WITHOUT_DI = (*CONSTANTS, "dgsam")  # whose own form has no lambda
+ALGORITHMS = ("erm", "sam", "disam", "asam", "gsam", "sagm", "dgsam", *WEAKER)
+WITHOUT_DI = ("asam", "gsam", "sagm", "dgsam")  # whose own form has no lambda
+RELATIVES = ("asam", "gsam", "sagm", *WEAKER)  # whose steps 2 and 3 are not Algorithm 1's
+CONSTANTS = {  # what each relative of SAM has besides
+    "asam": "asam_eta",
+    **dict.fromkeys(("gsam", "weaker-gsam"), "gsam_alpha"),
+    **dict.fromkeys(("sagm", "weaker-sagm"), "sagm_alpha"),
+}
 STRENGTHS = {  # what each objective has
     "vrex": "vrex_penalty",
     "groupdro": "groupdro_eta",
@@ -79,7 +85,8 @@ class Settings:
     ``lam``: $\lambda$ of the ascent, 0.1 unless given, and 0 for ``asam``, ``gsam``, ``sagm`` and ``dgsam``: ``"gsam"``
     is GSAM and ``"gsam", lam=0.1`` is GSAM+DI. ``erm`` and ``sam`` have none, whatever ``lam`` is. A negative
     one is a control. ``weaker-sam``, a control too, ascends along $\nabla L$ by $\rho$ times the cosine between
-    $\nabla L$ and the $\nabla L_{DI}$ of its ``lam``. ``objective``: what is descended.
+    $\nabla L$ and the $\nabla L_{DI}$ of its ``lam``; so do ``weaker-gsam`` and ``weaker-sagm``. ``objective``: what is
+    descended.
 
     ``asam_eta`` to ``fishr_penalty`` belong to the algorithm and the objective of that name; the defaults are the
     authors' or DomainBed's, meant for deep networks and small learning rates. A perceptron of two layers does not train
@@ -146,6 +153,16 @@ class Settings:
         return 0.0 if self.algorithm in ("erm", "sam") or self.lam is None else self.lam
 
     @property
+    def passes(self) -> tuple[str, ...]:
+        """What a step of the run takes: runs that agree are advanced by one program."""
+        if self.algorithm == "dgsam":
+            return ("dgsam",)
+        matched = self.objective if self.objective in MATCHED else "losses"
+        if self.algorithm not in RELATIVES:
+            return (matched,)
+        return (matched, self.algorithm, *(["inspired"] if self.strength else []))
+
+    @property
     def constant(self) -> float:
         """What the algorithm has besides rho and lambda; NaN where it has nothing."""
         return getattr(self, CONSTANTS[self.algorithm]) if self.algorithm in CONSTANTS else math.nan
@@ -201,6 +218,16 @@ class Relatives:
     members: dict[str, Tensor]  # algorithm -> bool (R,), of those that occur
     constant: Tensor  # (R,); NaN for the other runs
 
+    @property
+    def take_gradient(self) -> bool:
+        r"""Whether a member's direction of descent has $\nabla L(w)$, or the objective's gradient, in it."""
+        return any(WEAKER.get(name, name) in ("gsam", "sagm") for name in self.members)
+
+    @property
+    def take_plain(self) -> bool:
+        r"""Whether a member's step takes $\nabla L(w)$ besides $\nabla L_{DI}(w)$."""
+        return any(name in WEAKER for name in self.members)
+
     def step(self, epsilon: Params, gradient: Params, plain: Params, params: Params, rho: Tensor) -> Params:
         """SAM's ``epsilon``, replaced for the members by their own."""
         for name, which in self.members.items():
@@ -209,8 +236,9 @@ class Relatives:
 
     def weights(self, beta: Tensor, alpha: Tensor) -> Tensor:
         """The weights of the domain gradients in the ascent direction."""
-        weaker = self.members.get("weaker-sam")
-        return beta if weaker is None else torch.where(weaker.unsqueeze(-1), alpha, beta)
+        for name in WEAKER.keys() & self.members.keys():
+            beta = torch.where(self.members[name].unsqueeze(-1), alpha, beta)
+        return beta
 
     def direction(self, gradient: Params, gradient_ascent: Params) -> Params:
         """The direction of descent, for the members their own."""
@@ -253,7 +281,8 @@ def matching_of(runs: Sequence[Settings], like: Tensor) -> Matching | None:
     return matching(objective, [getattr(s, STRENGTHS[objective]) for s in runs], like) if objective in MATCHED else None
 
 
-LossesOf = Callable[[Params], Any]  # stacked params -> (R, M) domain losses of one batch, or them and Statistics
+# stacked params -> (R, M) domain losses of one batch, or them and what computes the Statistics if they are wanted
+LossesOf = Callable[[Params], Any]
 
 
 @dataclass(frozen=True)
@@ -298,10 +327,11 @@ def ascent_point(
     at_w = _free(params)
     losses, statistics = _pair(losses_of(at_w))
     descended = Descended(alpha, present, objective and objective.observed(losses.detach(), present), matching)
-    plain = _gradient(pooled(losses, alpha), at_w) if measured or relatives or lam is None else {}
-    gradient = plain
-    if (objective or matching) and (measured or relatives):
-        gradient = _gradient(descended(losses, statistics), at_w)
+    other = objective is not None or matching is not None
+    wants_gradient = measured or (relatives is not None and relatives.take_gradient)
+    wants_plain = measured or lam is None or (relatives is not None and relatives.take_plain)
+    plain = _gradient(pooled(losses, alpha), at_w) if wants_plain or (wants_gradient and not other) else {}
+    gradient = _gradient(descended(losses, statistics()), at_w) if wants_gradient and other else plain
     beta, gradient_di = alpha, plain
     if lam is not None:
         beta = disam_weights(losses.detach(), alpha, lam, present, variance=variance)
@@ -313,7 +343,8 @@ def ascent_point(
         beta = relatives.weights(beta, alpha)
     at_ascent = _free({name: p.detach() + epsilon[name] for name, p in params.items()})
     losses_ascent, statistics = _pair(losses_of(at_ascent))
-    up = _gradient(descended(losses_ascent, statistics), at_ascent)
+    ascended = statistics()
+    up = _gradient(descended(losses_ascent, ascended), at_ascent)
     return Ascent(
         losses.detach(),
         losses_ascent.detach(),
@@ -325,7 +356,7 @@ def ascent_point(
         epsilon,
         relatives.direction(gradient, up) if relatives else up,
         descended.objective,
-        matching.observed(statistics) if matching and statistics else None,
+        matching.observed(ascended) if matching and ascended else None,
     )
 
 
@@ -360,8 +391,8 @@ def gradual_point(
     return Ascent(first, losses.detach(), beta, plain, gradient_di, plain, up, epsilon, update)
 
 
-def _pair(given: Tensor | tuple[Tensor, Statistics]) -> tuple[Tensor, Statistics | None]:
-    return (given, None) if isinstance(given, Tensor) else given
+def _pair(given: Tensor | tuple[Tensor, Callable[[], Statistics]]) -> tuple[Tensor, Callable[[], Statistics | None]]:
+    return (given, lambda: None) if isinstance(given, Tensor) else given
 
 
 def _free(params: Params) -> Params:

@@ -27,7 +27,14 @@ from disam_theory.errors import UsageError
 from disam_theory.losses import Params, pooled
 from disam_theory.matching import MATCHED, Matching, Statistics
 from disam_theory.objectives import Objective
-from disam_theory.perturbations import ascent_step, disam_weights, gradual_passes, relative_direction, relative_step
+from disam_theory.perturbations import (
+    WEAKER,
+    ascent_step,
+    disam_weights,
+    gradual_passes,
+    relative_direction,
+    relative_step,
+)
 
 Closure = Callable[[], Any]  # -> domain losses (M,), or them and the shares (M,), or both and Statistics
 
@@ -153,11 +160,12 @@ class SharpnessAware(torch.optim.Optimizer):
         beta = disam_weights(at, alpha, lam, present, variance=self.settings.variance)
         gradient: Params = {}
         plain: Params = {}
-        if self.watch or self.settings.algorithm == "weaker-sam":
+        weaker = WEAKER.get(self.settings.algorithm)
+        if self.watch or weaker:
             plain, used = self._gradient(pooled(losses, alpha), keep=True)
         if plain and self.settings.objective == "average":
             gradient = plain
-        elif self.watch or self.settings.algorithm in ("gsam", "sagm"):
+        elif self.watch or (weaker or self.settings.algorithm) in ("gsam", "sagm"):
             gradient, _ = self._gradient(self._descended(losses, alpha, present, statistics), keep=True)
         if plain and not self.settings.strength:
             inspired = plain
@@ -165,7 +173,7 @@ class SharpnessAware(torch.optim.Optimizer):
             inspired, used = self._gradient(pooled(losses, beta))
         weights = {name: p.detach().clone() for name, p in self._params().items()}
         epsilon = relative_step(self.settings.algorithm, inspired, plain, weights, rho, self._constant)
-        along = alpha if self.settings.algorithm == "weaker-sam" else beta
+        along = alpha if weaker else beta
         seen = {"losses": at, "beta": along, "plain": plain, "gradient_di": inspired, "epsilon": epsilon}
         self._away = _Away(weights, gradient, used, seen if self.watch else {})
         self._move(epsilon)

@@ -20,6 +20,7 @@ from torch import Tensor
 from disam_theory.losses import Params, domain_variance, pooled, weighted_variance
 
 VARIANCES = ("domains", "samples")
+WEAKER = {"weaker-sam": "sam", "weaker-gsam": "gsam", "weaker-sagm": "sagm"}  # control -> whose step it shortens
 
 
 def domain_inspired(
@@ -74,13 +75,14 @@ def matching_step(gradient: Params, rho: Tensor, alpha: Tensor) -> Params:
     return {name: step[name] - _per_run(alpha, g) * g for name, g in gradient.items()}
 
 
-def weaker_step(plain: Params, inspired: Params, rho: Tensor) -> Params:
-    r"""$\epsilon=\rho\cos(\nabla L,\nabla L_{DI})\,\nabla L/\lVert\nabla L\rVert_2$: how far DISAM goes along SAM.
+def weaker_radius(plain: Params, inspired: Params, rho: Tensor) -> Tensor:
+    r"""$\rho\cos(\nabla L,\nabla L_{DI})$, () or (R,): how far DISAM's step of length $\rho$ goes along SAM's.
 
-    A control, of no paper: where DISAM differs from SAM only by a weaker perturbation, this does as DISAM does. The
-    step is downhill where the cosine is negative, as DISAM's is, and zero where either gradient is.
+    For controls, of no paper: where DISAM differs from SAM only by a weaker perturbation, SAM at this radius does as
+    DISAM does. Negative where DISAM goes down along it, zero where either gradient is.
     """
-    return ascent_step(plain, rho * cosine(flat(plain, rho.ndim), flat(inspired, rho.ndim)).nan_to_num(0.0))
+    squares = dot(plain, plain, rho.ndim) * dot(inspired, inspired, rho.ndim)
+    return rho * (dot(plain, inspired, rho.ndim) / squares.sqrt()).nan_to_num(0.0)
 
 
 def gradual_passes(order: Tensor, present: Tensor) -> Tensor:
@@ -114,9 +116,10 @@ def surrogate_gap_direction(gradient: Params, gradient_ascent: Params, alpha: Te
 def relative_step(
     algorithm: str, gradient: Params, plain: Params, params: Params, rho: Tensor, constant: Tensor
 ) -> Params:
-    r"""$\epsilon$ of ``algorithm`` at ``params``, from the ascent gradient $g$ and, for ``weaker-sam``, $\nabla L$."""
-    if algorithm == "weaker-sam":
-        return weaker_step(plain, gradient, rho)
+    r"""$\epsilon$ of ``algorithm`` at ``params``, from the ascent gradient $g$ and, for the controls, $\nabla L$."""
+    if algorithm in WEAKER:
+        shorter = weaker_radius(plain, gradient, rho)
+        return relative_step(WEAKER[algorithm], plain, plain, params, shorter, constant)
     if algorithm == "asam":
         return adaptive_step(gradient, params, rho, constant)
     if algorithm == "sagm":
@@ -129,6 +132,7 @@ def relative_direction(algorithm: str, gradient: Params, gradient_ascent: Params
 
     SAGM's is their sum, the gradient of its objective $L(w)+L(w^{asc})$; the authors' code takes half of it.
     """
+    algorithm = WEAKER.get(algorithm, algorithm)
     if algorithm == "gsam":
         return surrogate_gap_direction(gradient, gradient_ascent, constant)
     if algorithm == "sagm":
@@ -162,9 +166,9 @@ def norm(tree: Params, run_axes: int = 0) -> Tensor:
 
 
 def dot(a: Params, b: Params, run_axes: int = 0) -> Tensor:
-    r"""$\langle a,b\rangle$ over all tensors of two params dicts, in float64; the first ``run_axes`` axes are kept."""
-    products = [p.double() * b[name].double() for name, p in a.items()]
-    return torch.stack([each.reshape((*each.shape[:run_axes], -1)).sum(-1) for each in products]).sum(0)
+    r"""$\langle a,b\rangle$ over all tensors of two params dicts, summed in float64; ``run_axes`` axes are kept."""
+    products = [(p * b[name]).reshape((*p.shape[:run_axes], -1)).sum(-1, dtype=torch.float64) for name, p in a.items()]
+    return torch.stack(products).sum(0)
 
 
 def flat(tree: Params, run_axes: int = 0) -> Tensor:

@@ -190,12 +190,12 @@ class Study:
             )
 
     def _stacks(self, records: list[Record]) -> Iterator[list[Record]]:
-        """Runs that may be stacked: up to :data:`STACK`, and of one size where the batch is all the data."""
-        groups: dict[tuple[str, int], list[Record]] = {}
+        """Runs that take the same passes: up to :data:`STACK`, and of one size where the batch is all the data."""
+        groups: dict[tuple[object, ...], list[Record]] = {}
         for record in records:
             full = record.settings.sampling == "full"
             size = sum(len(d) for d in self.split(record).sources) if full else 0
-            groups.setdefault((record.settings.sampling, size), []).append(record)
+            groups.setdefault((record.settings.sampling, size, *record.settings.passes), []).append(record)
         for group in groups.values():
             stacks = -(-len(group) // STACK)
             for k in range(stacks):  # of equal length, so that no process waits for a long one

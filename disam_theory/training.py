@@ -29,7 +29,7 @@ from disam_theory.algorithms import (
 from disam_theory.domains import Domain, Split
 from disam_theory.errors import UsageError
 from disam_theory.losses import Params, cross_entropy
-from disam_theory.matching import MATCHED, Statistics, last_linear
+from disam_theory.matching import Statistics, last_linear
 from disam_theory.traces import FLUSH_EVERY, TraceWriter
 
 
@@ -105,11 +105,9 @@ def train(
 
 def _kinds(runs: Sequence[Run]) -> list[list[int]]:
     """The numbers of the runs that make up a program together."""
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[tuple[str, ...], list[int]] = {}
     for r, run in enumerate(runs):
-        settings = run.settings
-        matched = settings.objective if settings.objective in MATCHED else ""
-        kinds.setdefault("dgsam" if settings.algorithm == "dgsam" else matched, []).append(r)
+        kinds.setdefault(run.settings.passes, []).append(r)
     return list(kinds.values())
 
 
@@ -234,7 +232,7 @@ class _Program:
         present = (counts > 0).to(self.dtype)
         average = member / counts.clamp(min=1).unsqueeze(1)
 
-        def losses_of(params: Params) -> Tensor | tuple[Tensor, Statistics]:
+        def losses_of(params: Params) -> Tensor | tuple[Tensor, Callable[[], Statistics]]:
             return self._losses(params, inputs, labels, domains, average)
 
         ascent = self._ascent(losses_of, step, counts, present, measured)
@@ -286,19 +284,21 @@ class _Program:
 
     def _losses(
         self, params: Params, inputs: Tensor, labels: Tensor, domains: Tensor, average: Tensor
-    ) -> Tensor | tuple[Tensor, Statistics]:
+    ) -> Tensor | tuple[Tensor, Callable[[], Statistics]]:
         if self._alone(inputs):
             batch = (torch.cat([values, values]) for values in (inputs, labels, domains, average))
             double = self._losses(_twice(params), *batch)
             if isinstance(double, Tensor):
                 return double[:1]
-            return double[0][:1], Statistics(double[1].values[:1], double[1].present[:1])
+            both, compute = double
+            return both[:1], lambda: Statistics(*(values[:1] for values in vars(compute()).values()))
         outputs, *features = self._forward(params, inputs)
         losses = (_each(outputs, labels).unsqueeze(-1) * average).sum(1)
-        if self.matching is None or self.head is None:
+        matching, head = self.matching, self.head
+        if matching is None or head is None:
             return losses
-        bias = self.head.bias is not None
-        return losses, self.matching.statistics(features[0], outputs, labels, domains, self.M, bias=bias)
+        bias = head.bias is not None
+        return losses, lambda: matching.statistics(features[0], outputs, labels, domains, self.M, bias=bias)
 
     def _update(self, gradient: Params, lr: Tensor) -> None:
         """Momentum SGD: v <- m v + g + wd w, w <- w - eta v (as torch.optim.SGD)."""

@@ -7,7 +7,7 @@ were apart at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from disam_theory.claims import Evidence, Verdict
 from disam_theory.directions import variance_weights
 from disam_theory.errors import ComputationError
 from disam_theory.statistics import over_cases, paired_interval
-from disam_theory.study import Study
+from disam_theory.study import Record, Study
 from disam_theory.traces import Trace
 
 SUITES = ("digits-rotated", "digits-corrupted", "digits-sources")
@@ -135,33 +135,48 @@ def control_rows(from_sam: Callable[[str], dict[str, np.ndarray]]) -> dict[str, 
     }
 
 
-def controls_in_words(rows: dict[str, list[dict[str, Any]]], cases: Sequence[str]) -> str:
-    """What DISAM and the controls differ from SAM by in these ``cases``, to follow a reason; nothing of no cases."""
+def controls_in_words(
+    rows: dict[str, list[dict[str, Any]]],
+    cases: Sequence[str],
+    *,
+    base: str = "SAM",
+    words: Sequence[str] = ("DISAM", "-lambda", "a weaker SAM"),
+) -> str:
+    """What DISAM and the controls differ from ``base`` by in these ``cases``, to follow a reason; nothing of none.
+
+    ``words`` are for the titles of ``rows``, in their order.
+    """
     parts = []
     for case in cases:
-        found = {title: next(row for row in of if row["case"] == case) for title, of in rows.items()}
+        found = [next((row for row in of if row["case"] == case), None) for of in rows.values()]
         values = [
-            f"{what} {found[title]['estimate']:+.2f} ({found[title]['low']:+.2f} to {found[title]['high']:+.2f})"
-            for title, what in zip(CONTROLS.values(), ("DISAM", "-lambda", "a weaker SAM"), strict=True)
+            f"{what} {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})" if row else f"{what} diverged"
+            for what, row in zip(words, found, strict=True)
         ]
-        parts.append(f"; minus SAM in {case}, at 95 % each: {', '.join(values)}")
+        parts.append(f"; minus {base} in {case}, at 95 % each: {', '.join(values)}")
     return "".join(parts)
 
 
 def how_far_apart(study: Study) -> list[dict[str, Any]]:
     r"""Along DISAM's runs: the cosine of the two ascent directions, and the size of the weights' change."""
+    return apart(
+        study,
+        {f"{suite}, rho={rho:g}": study.records(suite, **arms(rho)["disam"]) for suite in SUITES for rho in RHOS},
+    )
+
+
+def apart(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """The same along the runs of each case."""
     rows = []
-    for suite in SUITES:
-        for rho in RHOS:
-            records = study.records(suite, **arms(rho)["disam"])
-            cosine = paired_interval(study.measure(records, lambda trace: float(np.nanmean(trace.steps["cos_sam"]))))
-            change = study.measure(records, lambda trace: float(np.nanmean(np.abs(weight_change(trace)))))
-            negative = study.measure(records, lambda trace: float((trace.steps["beta"] < 0).mean()))
-            rows.append(
-                {"case": f"{suite}, rho={rho:g}", "cosine": cosine.estimate, "cosine_low": cosine.low}
-                | {"cosine_high": cosine.high, "mean_relative_weight_change": paired_interval(change).estimate}
-                | {"share_of_negative_weights": paired_interval(negative).estimate}
-            )
+    for case, records in runs.items():
+        cosine = paired_interval(study.measure(records, lambda trace: float(np.nanmean(trace.steps["cos_sam"]))))
+        change = study.measure(records, lambda trace: float(np.nanmean(np.abs(weight_change(trace)))))
+        negative = study.measure(records, lambda trace: float((trace.steps["beta"] < 0).mean()))
+        rows.append(
+            {"case": case, "cosine": cosine.estimate, "cosine_low": cosine.low, "cosine_high": cosine.high}
+            | {"mean_relative_weight_change": paired_interval(change).estimate}
+            | {"share_of_negative_weights": paired_interval(negative).estimate}
+        )
     return rows
 
 

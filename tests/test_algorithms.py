@@ -13,13 +13,14 @@ from torch import nn
 from disam_theory.algorithms import Settings, StepRecords, ascent_point, gradual_point, relatives
 from disam_theory.errors import UsageError
 from disam_theory.perturbations import (
+    WEAKER,
     adaptive_step,
     ascent_step,
     dot,
     matching_step,
     norm,
+    relative_step,
     surrogate_gap_direction,
-    weaker_step,
 )
 from disam_theory.traces import TraceWriter, read_trace
 from disam_theory.training import Run, _domain_orders, train
@@ -86,12 +87,14 @@ def test_gsams_direction_keeps_the_descent_of_the_perturbed_loss():
 
 def test_weaker_sams_step_by_hand():
     """grad L = (3, 4), grad L_DI = (4, 3) of cosine 24/25: rho = 5 becomes 4.8, along (3, 4)/5."""
-    step = weaker_step(vector(3.0, 4.0), vector(4.0, 3.0), number(5.0))
-    assert step["w"].tolist() == pytest.approx([2.88, 3.84], rel=1e-12)
-    back = weaker_step(vector(3.0, 4.0), vector(-4.0, -3.0), number(5.0))
-    assert back["w"].tolist() == pytest.approx([-2.88, -3.84], rel=1e-12)
+
+    def step(plain, inspired):
+        return relative_step("weaker-sam", inspired, plain, {}, number(5.0), number(math.nan))["w"].tolist()
+
+    assert step(vector(3.0, 4.0), vector(4.0, 3.0)) == pytest.approx([2.88, 3.84], rel=1e-12)
+    assert step(vector(3.0, 4.0), vector(-4.0, -3.0)) == pytest.approx([-2.88, -3.84], rel=1e-12)
     for pair in [((0.0, 0.0), (4.0, 3.0)), ((3.0, 4.0), (0.0, 0.0))]:
-        assert weaker_step(*(vector(*values) for values in pair), number(5.0))["w"].tolist() == [0.0, 0.0]
+        assert step(*(vector(*values) for values in pair)) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("algorithm", ["asam", "sagm"])
@@ -215,17 +218,18 @@ def plain_loop(model, split, seed, settings):
             move(w + settings.rho * t**2 * inspired / (t * inspired).norm())
         elif settings.algorithm == "sagm":
             move(w + (settings.rho / inspired.norm() - settings.sagm_alpha) * inspired)
-        elif settings.algorithm == "weaker-sam":
+        elif settings.algorithm.startswith("weaker"):
             plain = gradient((alpha * losses).sum())
             along = plain / plain.norm()
-            move(w + settings.rho * (along @ inspired / inspired.norm()) * along)
+            less = settings.sagm_alpha * plain if settings.algorithm == "weaker-sagm" else 0
+            move(w + settings.rho * (along @ inspired / inspired.norm()) * along - less)
         else:
             move(w + settings.radius * inspired / inspired.norm())
         up = gradient(objective(losses_of(net, split), ascended=True))
-        if settings.algorithm == "gsam":
+        if settings.algorithm.endswith("gsam"):
             cosine = (g @ up) / (g.norm() * up.norm())
             up = up - settings.gsam_alpha * (g - cosine * g.norm() * up / up.norm())
-        elif settings.algorithm == "sagm":
+        elif settings.algorithm.endswith("sagm"):
             up = g + up
         velocity = settings.momentum * velocity + up + settings.weight_decay * w
         move(w - settings.lr * velocity)
@@ -241,6 +245,8 @@ ARMS = {
     "sagm+di": {"rho": 0.1, "lam": 0.3, "sagm_alpha": 0.05},
     "disam+against": {"rho": 0.1, "lam": -0.3},
     "weaker-sam": {"rho": 0.3, "lam": 3.0},
+    "weaker-gsam": {"rho": 0.3, "lam": 3.0, "gsam_alpha": 0.7},
+    "weaker-sagm": {"rho": 0.3, "lam": 3.0, "sagm_alpha": 0.05},
     "dgsam": {"rho": 0.1},
     "dgsam+di": {"rho": 0.1, "lam": 2.0},
 }
@@ -488,7 +494,7 @@ def test_lambda_turns_the_domain_inspired_form_on():
     assert [Settings(name).strength for name in ("erm", "sam", "disam")] == [0.0, 0.0, 0.1]
     assert [Settings(name).strength for name in ("asam", "gsam", "sagm", "dgsam")] == [0.0] * 4
     assert [Settings(name, lam=0.2).strength for name in ("asam", "gsam", "sagm")] == [0.2, 0.2, 0.2]
-    assert {Settings(name).lam for name in ("erm", "sam", "disam", "weaker-sam")} == {0.1}
+    assert {Settings(name).lam for name in ("erm", "sam", "disam", *WEAKER)} == {0.1}
     assert Settings("disam", lam=-0.2).strength == -0.2
 
 

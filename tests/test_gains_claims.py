@@ -1,6 +1,7 @@
 """Tables 1 and 5 and the rate of false alarms, on fabricated studies whose truth is known."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ ARMS = (
     *(Settings(name, rho=rho) for rho in (0.05, 0.5) for name in ("sam", "disam")),
     *(Settings(name, lam=lam) for name in ("gsam", "sagm") for lam in (0.0, 0.1)),
     *(Settings(name, objective=o) for o in ("vrex", "fishr") for name in ("erm", "disam")),
+    *(Settings("disam", lam=-0.1, objective=o) for o in ("vrex", "fishr")),
 )
 
 
@@ -44,14 +46,18 @@ def accuracies(level):
 
 @dataclass
 class Study(FabricatedStudy):
-    """With blocks of :data:`ARMS` on each suite; runs of the ``diverged`` (objective, seeds) cannot be read."""
+    """With blocks of :data:`ARMS` on each suite; runs of the ``diverged`` (objective, seeds) cannot be read.
+
+    Of the arms of which ``fewer`` is true there are three seeds.
+    """
 
     arms: tuple = ARMS
     diverged: dict = field(default_factory=dict)
+    fewer: Callable[[dict], bool] = lambda settings: False
 
     @property
     def blocks(self):
-        return [SimpleNamespace(suite=suite, arms=self.arms, snapshot_seeds=0) for suite in SUITES]
+        return [SimpleNamespace(suite=suite, arms=self.arms, seeds=self.seeds, snapshot_seeds=0) for suite in SUITES]
 
     @property
     def suites(self):
@@ -59,7 +65,9 @@ class Study(FabricatedStudy):
 
     def records(self, suite, **settings):
         lost = self.diverged.get(settings.get("objective"), ())
-        return [Diverged(**vars(r)) if r.seed in lost else r for r in super().records(suite, **settings)]
+        made = super().records(suite, **settings)
+        kept = [r for r in made if r.seed < 3] if self.fewer(settings) else made
+        return [Diverged(**vars(r)) if r.seed in lost else r for r in kept]
 
     def measure(self, records, statistic):
         return np.array([statistic(r.trace) for r in records]).reshape(len({r.seed for r in records}), -1)
@@ -133,15 +141,53 @@ def test_effect_sizes_are_the_true_ones():
     assert {row["case"].split(",")[0]: row["printed"] for row in evidence.data["averages"]} == gains.PRINTED
     five = check_table5(study(0.02, noise=1e-9))
     assert [row["case"] for row in five.data["averages"]] == ["vrex, rho=0.05", "fishr, rho=0.05"]
-    assert five.data["without_objective"][0]["estimate"] == pytest.approx(0.0, abs=1e-6)  # SAM minus ERM
+    parts = {part: [row["estimate"] for row in rows] for part, rows in five.data["parts"].items()}
+    assert parts == {"SAM's": pytest.approx([0.0] * 2, abs=1e-6), "the term's": pytest.approx([1.0] * 2, abs=0.1)}
 
 
-def test_the_controls_of_sams_supported_cases_are_said():
-    levels = {"sam": 0.5, "disam": 0.52, "reversed": 0.49, "weaker-sam": 0.5, "gsam": 0.5, "sagm": 0.5}
-    reason = check_table1(Study(by_algorithm(levels), accuracies, noise=1e-6)).reason
-    for case in (f"{suite}, rho={rho:g}" for suite in SUITES for rho in (0.05, 0.5)):
-        assert f"minus SAM in {case}, at 95 % each: DISAM +" in reason
-    assert "minus SAM" not in check_table1(Study(lambda settings: 0.5, accuracies, noise=1e-6)).reason
+def controlled(settings):
+    """Levels where the term gains a point and each control loses one."""
+    term = settings["algorithm"] in ("disam", "gsam", "sagm") and settings.get("lam", 0)
+    weaker = settings["algorithm"].startswith("weaker")
+    return 0.5 + 0.01 * (np.sign(term) if term else -2 * weaker)
+
+
+@pytest.mark.parametrize(
+    ("check", "base", "methods"),
+    [
+        (check_table1, "the method alone", ("sam, rho=0.05", "sam, rho=0.5", "gsam, rho=0.05", "sagm, rho=0.05")),
+        (check_table5, "the objective + SAM", ("vrex, rho=0.05", "fishr, rho=0.05")),
+    ],
+)
+def test_each_method_has_its_own_controls_in_words_where_it_is_supported(check, base, methods):
+    evidence = check(Study(controlled, accuracies, noise=1e-6, spread=0.01))
+    cases = [f"{method}, {suite}" for method in methods for suite in SUITES]
+    expected = {"with the term": 1, "with -lambda": -1, "with a weaker perturbation": -2}
+    for title, points in expected.items():
+        rows = evidence.data["controls"][title]
+        assert [row["case"] for row in rows] == cases
+        assert [row["estimate"] for row in rows] == pytest.approx([points] * len(cases), abs=0.1)
+    for case in cases:
+        assert f"minus {base} in {case}, at 95 % each: with the term +" in evidence.reason
+    assert [row["cosine"] for row in evidence.data["how_far_apart"]] == pytest.approx([0.99] * len(cases))
+    assert f"minus {base}" not in check(Study(lambda settings: 0.5, accuracies, noise=1e-6)).reason
+
+
+def test_controls_of_fewer_seeds_are_compared_on_those_and_diverged_ones_are_said():
+    def is_control(settings):
+        return settings["algorithm"].startswith("weaker") or settings.get("lam", 0) < 0
+
+    found = check_table1(Study(controlled, accuracies, noise=1e-6, spread=0.01, fewer=is_control))
+    seeds = {title: {row["n"] for row in rows} for title, rows in found.data["controls"].items()}
+    assert seeds == {"with the term": {6}, "with -lambda": {3}, "with a weaker perturbation": {3}}
+
+    class Diverging(Study):
+        def records(self, suite, **settings):
+            made = super().records(suite, **settings)
+            return [Diverged(**vars(r)) for r in made] if settings["algorithm"] == "weaker-gsam" else made
+
+    reason = check_table1(Diverging(controlled, accuracies, noise=1e-6, spread=0.01)).reason
+    assert "with a weaker perturbation diverged" in reason.partition("alone in gsam")[2].partition("minus")[0]
 
 
 def test_what_was_not_trained_or_diverged_is_said_and_keeps_from_support():

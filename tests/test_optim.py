@@ -11,6 +11,7 @@ from disam_theory.algorithms import Settings
 from disam_theory.errors import UsageError
 from disam_theory.matching import coral_statistics, fishr_statistics
 from disam_theory.optim import SharpnessAware, by_domain
+from disam_theory.perturbations import WEAKER
 from disam_theory.training import Run, train
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
@@ -25,6 +26,8 @@ OPTIONS = {
     "sagm+di": {"algorithm": "sagm", "lam": 0.3, "sagm_alpha": 0.05},
     "disam, lambda < 0": {"lam": -0.3},
     "weaker-sam": {"algorithm": "weaker-sam", "lam": 3.0},
+    "weaker-gsam": {"algorithm": "weaker-gsam", "lam": 3.0},
+    "vrex + weaker-sagm": {"algorithm": "weaker-sagm", "lam": 3.0, "objective": "vrex", "sagm_alpha": 0.05},
     "vrex + weaker-sam": {"algorithm": "weaker-sam", "lam": 3.0, "objective": "vrex", "vrex_penalty": 2.0},
     "vrex + disam": {"objective": "vrex", "vrex_penalty": 2.0},
     "groupdro + gsam": {"algorithm": "gsam", "objective": "groupdro", "groupdro_eta": 0.5},
@@ -139,7 +142,7 @@ def test_an_absent_domain_is_as_one_that_does_not_exist(case, data):
         torch.testing.assert_close(a, b, **EXACT)
 
 
-@pytest.mark.parametrize("algorithm", ["sam", "disam", "asam", "gsam", "sagm", "weaker-sam"])
+@pytest.mark.parametrize("algorithm", ["sam", "disam", "asam", "gsam", "sagm", *WEAKER])
 def test_a_zero_gradient_moves_nothing(algorithm):
     w = nn.Parameter(torch.zeros(2))
     optimizer = SharpnessAware([w], torch.optim.SGD, algorithm=algorithm, lam=0.1, lr=1.0)

@@ -196,6 +196,7 @@ STACKED = {
     "gsam": {},
     "sagm": {"lam": 0.7, "sagm_alpha": 0.05},
     "weaker-sam": {"lam": 3.0},
+    "weaker-gsam": {"lam": 3.0},
 }
 
 
