@@ -20,21 +20,23 @@ from disam_theory.checkpoints import imported
 from disam_theory.domains import SUITES, Domain, Suite, load_suite
 from disam_theory.errors import DisamError, UsageError, failure
 from disam_theory.images import READING, Reading, folder_suite
+from disam_theory.progress import Through, silently
 
 LAYOUT = "arrays inputs, labels and domains, or NAME/inputs and NAME/labels for each domain"
 
 
-def load_data(name: str, *, rng: int = 0, reading: Reading = READING) -> Suite:
+def load_data(name: str, *, rng: int = 0, reading: Reading = READING, through: Through = silently) -> Suite:
     """The suite that ``name`` names: embedded, a ``.npz`` file, a folder of images, or ``PKG.MOD:CALLABLE``.
 
-    ``rng``: seed of an embedded suite, and of what is drawn from a folder; ``reading`` is of folders alone.
+    ``rng``: seed of an embedded suite, and of what is drawn from a folder; ``reading`` and ``through`` are of folders
+    alone, see :func:`~disam_theory.images.folder_suite`.
 
     Raises:
         UsageError: there is no such thing (the nearest name is suggested), or it cannot be read.
     """
     path = Path(name)
     if name not in SUITES and path.is_dir():
-        return folder_suite(path, reading, rng=rng)
+        return folder_suite(path, reading, rng=rng, through=through)
     for option in ("dataset", "part"):
         if getattr(reading, option) is not None:
             raise UsageError(f"--{option} is for a folder of images, and {name} is none; leave it away")

@@ -48,6 +48,7 @@ from disam_theory.audit_measures import (
 from disam_theory.domains import Domain, require_names
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.operators import Curvature, domain_hessian
+from disam_theory.progress import Through, silently
 from disam_theory.ranks import ALONE, Ranks
 from disam_theory.spectrum import Eigenpairs, Progress, domain_spectra, ended_early, top_eigenpairs
 
@@ -136,12 +137,13 @@ def audit(
     device: torch.device | str = "cpu",
     ranks: Ranks = ALONE,
     start: Mapping[str, Tensor] | None = None,
-    progress: Progress = lambda products, running, error: None,
-    stage: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str], Progress] = lambda what: lambda products, running, error: None,
+    through: Through = silently,
 ) -> Audit:
     """Measure a copy of ``model`` in evaluation mode on ``domains``; those named in ``unseen`` are no sources.
 
-    ``start`` and ``progress`` are :func:`~disam_theory.spectrum.domain_spectra`'s; ``stage`` hears what comes next.
+    ``start`` is :func:`~disam_theory.spectrum.domain_spectra`'s, and so is what ``progress`` gives for each search that
+    it is told of; ``through`` goes through the parts of all other work.
 
     Raises:
         UsageError: an impossible setting, NaN or Inf weights, or outputs that do not fit the labels.
@@ -150,14 +152,17 @@ def audit(
         StarvedSpectra: the memory was not enough, also with those.
     """
     _check(settings, [domain.name for domain in domains], unseen)
-    subject = prepared(model, domains, settings, unseen, dtype, device, ranks)
-    outcomes = {domain.name: outcomes_of(subject.model, domain, settings.chunk) for domain in subject.domains}
+    subject = replace(prepared(model, domains, settings, unseen, dtype, device, ranks), through=through)
+    sizes = [len(domain) for domain in subject.domains]
+    outcomes = {
+        domain.name: outcomes_of(subject.model, domain, settings.chunk)
+        for domain in through("outcomes of domain", subject.domains, sizes)
+    }
     require_dependence(subject.model, subject.domains[0].inputs[:1])
     subject = subject.with_losses(ranks)
-    stage("eigenvalues")
-    spectra = _spectra(subject, start or {}, progress, stage)
+    spectra = _spectra(subject, start or {}, progress)
     with ended_early(lambda: _vectors(spectra)):
-        return _assembled(subject, outcomes, spectra, stage)
+        return _assembled(subject, outcomes, spectra)
 
 
 def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> None:
@@ -174,7 +179,7 @@ def _check(settings: Settings, names: Sequence[str], unseen: Sequence[str]) -> N
 
 
 def _spectra(
-    subject: Subject, start: Mapping[str, Tensor], progress: Progress, stage: Callable[[str], None]
+    subject: Subject, start: Mapping[str, Tensor], progress: Callable[[str], Progress]
 ) -> dict[str, Eigenpairs]:
     """The top eigenpairs of each source, of the three losses over them, then of each unseen domain."""
     chosen, params = subject.settings, subject.params
@@ -182,12 +187,12 @@ def _spectra(
     curvature = Curvature(subject.losses, params)
     options: dict[str, Any] = {"tol": chosen.tol, "max_products": chosen.max_products, "rng": chosen.rng}
     k = min(chosen.k, curvature.size)
-    found = domain_spectra(curvature, k, lam=chosen.lam, start=start, progress=progress, **options)
+    found = domain_spectra(curvature, k, lam=chosen.lam, start=start, progress=progress("eigenvalues"), **options)
     with ended_early(lambda: _vectors(found)):
         for name, losses in subject.others.items():
-            stage(f"eigenvalues of {name}")
             losses.checked(params)
-            found[name] = top_eigenpairs(domain_hessian(losses, params, name), k, start=start.get(name), **options)
+            operator, shown = domain_hessian(losses, params, name), progress(f"eigenvalues of {name}")
+            found[name] = top_eigenpairs(operator, k, start=start.get(name), progress=shown, **options)
     return found
 
 
@@ -195,26 +200,17 @@ def _vectors(spectra: Mapping[str, Eigenpairs]) -> dict[str, Tensor]:
     return {name: pairs.vectors for name, pairs in spectra.items()}
 
 
-def _assembled(
-    subject: Subject,
-    outcomes: Mapping[str, Outcomes],
-    spectra: Mapping[str, Eigenpairs],
-    stage: Callable[[str], None],
-) -> Audit:
+def _assembled(subject: Subject, outcomes: Mapping[str, Outcomes], spectra: Mapping[str, Eigenpairs]) -> Audit:
     facts = losses_and_gradients(subject)
     for name, more in of_samples(subject, outcomes).items():
         facts[name] |= more
-    stage("trace")
     probes = trace_probes(subject, facts)
-    stage("sharpness measures")
     for name, more in rises(subject, spectra).items():
         facts[name] |= more
-    stage("perturbations and bounds")
     shares, steps = felt_shares(subject)
     warnings = warnings_of(subject, spectra)
     about, found = bounds_of(subject, outcomes, steps)
     cosine = nn.functional.cosine_similarity(steps["SAM"], steps["DISAM"], dim=0)
-    stage("densities and slices" if subject.settings.full else "slices")
     return Audit(
         rows=tuple(_row(name, spectra[name], probes[name], facts[name]) for name in facts),
         about={

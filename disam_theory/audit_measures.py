@@ -3,6 +3,7 @@ r"""(model, domains) -> each measure of an audit, by the name of its loss; assem
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from disam_theory.landscape import eigen_direction, slice_1d
 from disam_theory.losses import DomainLosses, ModelPart, Params, cross_entropy, model_losses, parameters_of
 from disam_theory.memory import out_of_memory
 from disam_theory.operators import Curvature, domain_gradients, fitting_chunk, flatten, unflatten, weights_at
+from disam_theory.progress import Through, silently
 from disam_theory.ranks import Ranks
 from disam_theory.spectrum import Eigenpairs
 from disam_theory.stochastic import overlap, sampling_error, spectral_density
@@ -82,6 +84,7 @@ class Subject:
     params: Params
     losses: DomainLosses | Any = None
     others: Mapping[str, DomainLosses] = field(default_factory=dict)
+    through: Through = silently
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -211,7 +214,7 @@ def losses_and_gradients(subject: Subject) -> dict[str, dict[str, Any]]:
         facts[name] = {"role": SOURCE, "n": len(subject.sources[i]), "share": share, "beta": float(beta[i])}
         facts[name]["loss"] = float(values[i])
         facts[name]["grad_norm"] = float(gradients[i].norm())
-    for name, other in subject.others.items():
+    for name, other in subject.through("gradient of unseen domain", list(subject.others.items())):
         own = domain_gradients(other, params).double()[0]
         facts[name] = {"role": UNSEEN, "n": other.sizes[0], "share": 0.0, "grad_norm": float(own.norm())}
         facts[name]["loss"] = float(other.checked(params)[0])
@@ -278,7 +281,7 @@ def trace_probes(subject: Subject, facts: Mapping[str, Mapping[str, Any]]) -> di
     def vectors() -> Iterator[Tensor]:
         """The same each time, one in memory at once."""
         generator.set_state(state)
-        for _ in range(subject.effort.probes):
+        for _ in subject.through("trace", range(subject.effort.probes)):
             yield (torch.randint(0, 2, (len(like),), generator=generator) * 2 - 1).to(like)
 
     forms = _forms(subject.losses, params, vectors())
@@ -317,9 +320,10 @@ def rises(subject: Subject, spectra: Mapping[str, Eigenpairs]) -> dict[str, dict
             restarts=effort.restarts,
             rng=chosen.rng,
             sharpest=sharpest,
+            through=subject.through,
         )
         average = sharpness.average_case_sharpness(
-            losses, params, sigma=_sigma(subject), samples=effort.pairs, rng=chosen.rng
+            losses, params, sigma=_sigma(subject), samples=effort.pairs, rng=chosen.rng, through=subject.through
         )
         variance = sharpness.gradient_variance(
             subject.model,
@@ -329,14 +333,20 @@ def rises(subject: Subject, spectra: Mapping[str, Eigenpairs]) -> dict[str, dict
             batches=effort.batches,
             rng=chosen.rng,
             chunk=chosen.chunk,
+            through=subject.through,
         )
+        steps = (
+            functools.partial(sharpness.sam_sharpness, rho=chosen.rho),
+            functools.partial(sharpness.adaptive_sharpness, rho=ASAM_FACTOR * chosen.rho),
+        )
+        sam, asam = (measure(losses, params) for measure in subject.through("ascent step", steps))
         columns = {
-            "sam": sharpness.sam_sharpness(losses, params, rho=chosen.rho),
+            "sam": sam,
             "worst_lower": worst.lower,
             "worst_upper": worst.upper,
             "average": average.mean,
             "average_error": average.standard_error,
-            "asam": sharpness.adaptive_sharpness(losses, params, rho=ASAM_FACTOR * chosen.rho),
+            "asam": asam,
             "gradient_variance": variance.mean,
             "gradient_variance_error": variance.standard_error,
         }
@@ -359,7 +369,7 @@ def felt_shares(subject: Subject) -> tuple[Table, dict[str, Tensor]]:
     params, rho = subject.params, subject.settings.rho
     rows: list[dict[str, Any]] = []
     steps = {}
-    for method, lam in (("SAM", 0.0), ("DISAM", subject.settings.lam)):
+    for method, lam in subject.through("perturbation", (("SAM", 0.0), ("DISAM", subject.settings.lam))):
         felt = sharpness.perturbation_shares(subject.losses, params, rho=rho, lam=lam)
         steps[method] = felt.step
         whole = float(felt.beta @ felt.first_order[:-1])
@@ -408,11 +418,12 @@ def warnings_of(subject: Subject, spectra: Mapping[str, Eigenpairs]) -> Table:
     """What the pooled loss alone does not show; empty where none of the thresholds is passed."""
     losses, params, chosen = subject.losses, subject.params, subject.settings
     sharpest = [spectra[name] for name in (*losses.names, "pooled")]
-    found = [
-        sharpness.fake_flat_minimum(losses, params, sharpest=sharpest),
-        sharpness.hallucinated_minimum(losses, params, rho=chosen.rho),
-        sharpness.hallucinated_minimum(losses, params, rho=chosen.rho, lam=chosen.lam),
-    ]
+    checks = (
+        functools.partial(sharpness.fake_flat_minimum, sharpest=sharpest),
+        functools.partial(sharpness.hallucinated_minimum, rho=chosen.rho),
+        functools.partial(sharpness.hallucinated_minimum, rho=chosen.rho, lam=chosen.lam),
+    )
+    found = [check(losses, params) for check in subject.through("warning", checks)]
     for name, weight in zip(losses.names, weights_at(losses, params, chosen.lam).tolist(), strict=True):
         if weight < 0:
             message = f"DISAM's ascent goes down the loss of domain {name!r}: its weight is {weight:.3g} (Eq. 8)"
@@ -429,7 +440,8 @@ def bounds_of(
     total = sum(len(domain) for domain in subject.sources)
     generator = torch.Generator().manual_seed(chosen.rng + 1)
     noise = (
-        sigma * torch.randn(len(flat), generator=generator, dtype=torch.float64) for _ in range(subject.effort.draws)
+        sigma * torch.randn(len(flat), generator=generator, dtype=torch.float64)
+        for _ in subject.through("draw for the bounds", range(subject.effort.draws))
     )
     random = [float(_wrong(subject, step.to(flat.device)).sum()) / total for step in noise]
     near = [float(_wrong(subject, step).sum()) / total for step in (torch.zeros_like(flat), *steps.values())]
@@ -472,7 +484,7 @@ def sampling_errors(subject: Subject, outcomes: Mapping[str, Outcomes], spectra:
         return ()
     rows = []
     for losses, domains, names in subject.groups():
-        for name in names:
+        for name in subject.through("sampling error", names, _costs(losses)[: len(names)]):
             vector = spectra[name].vectors[:, 0]
             shares = losses.shares if name == "pooled" else [float(domain.name == name) for domain in domains]
             errors = np.zeros(3)
@@ -505,7 +517,7 @@ def densities_of(subject: Subject) -> Table:
     for losses, _, names in subject.groups():
         curvature = Curvature(losses, subject.params)
         weights = {**dict(zip(losses.names, torch.eye(losses.M), strict=True)), "pooled": losses.shares}
-        for name in names:
+        for name in subject.through("density", names, _costs(losses)[: len(names)]):
             found = spectral_density(
                 curvature.operator(weights[name]), vectors=4, steps=40, points=200, rng=subject.settings.rng
             )
@@ -515,16 +527,20 @@ def densities_of(subject: Subject) -> Table:
     return tuple(rows)
 
 
+def _costs(losses: DomainLosses) -> list[int]:
+    """The micro-batches of each domain, and of all."""
+    each = [len(parts) for parts in losses.parts]
+    return [*each, sum(each)]
+
+
 def slices_of(subject: Subject, vector: Tensor) -> Table:
     """The losses along the pooled loss's sharpest direction, at distances of -1 to 1."""
-    at = torch.arange(-10, 11, dtype=torch.float64) / 10
     direction = eigen_direction(vector, subject.params)
-    rows: list[dict[str, Any]] = [{"a": a} for a in at.tolist()]
-    for losses, _, names in subject.groups():
-        line = slice_1d(losses, subject.params, direction, at=at, points_per_pass=1)
-        for name in names:
-            for row, value in zip(rows, line.column(name).tolist(), strict=True):
-                row[name] = value
+    rows: list[dict[str, Any]] = [{"a": j / 10} for j in range(-10, 11)]
+    for row in subject.through("point of the slice", rows):
+        for losses, _, names in subject.groups():
+            point = slice_1d(losses, subject.params, direction, at=[row["a"]], points_per_pass=1)
+            row |= {name: float(point.column(name)) for name in names}
     return tuple(rows)
 
 

@@ -33,6 +33,7 @@ from disam_theory.landscape import eigen_direction, random_direction, slice_1d, 
 from disam_theory.losses import DomainLosses, Params, layers, model_losses, parameters_of, restrict
 from disam_theory.memory import MicroBatch
 from disam_theory.operators import Curvature, fitting_chunk, hessian
+from disam_theory.progress import Through, silently
 from disam_theory.provenance import one_line, provenance, sha256
 from disam_theory.ranks import Ranks, launched
 from disam_theory.resume import Kept
@@ -48,13 +49,15 @@ def audit(arguments: argparse.Namespace) -> int:
     with launched(arguments.device) as (ranks, device_name):
         device = _device(device_name)
         alone = {label: argparse.Namespace(**{**vars(arguments), "checkpoint": path}) for label, path in paths.items()}
-        models, suite = _load(alone)  # all of them, before any is measured
+        line = progress.Line()
+        through = silently if ranks.rank else line.through
+        models, suite = _load(alone, through)  # all of them, before any is measured
         _name_corrupt(suite.corrupt if ranks.rank == 0 else ())
         record = _record(next(iter(alone.values())), suite, device, ranks)
         record |= {"checkpoint": [str(path) for path in paths.values()]}
         record |= {"checkpoint_sha256": [sha256(path) for path in paths.values()]}
         with _kept(arguments, record, ranks) as kept:
-            found = _audits(models, suite, kept, arguments, device, ranks)
+            found = _audits(models, suite, kept, arguments, device, ranks, line)
             record |= {"chunk": [each.about["chunk"] for each in found.values()]}
             if ranks.rank:
                 return 0  # the first process says what all have found
@@ -107,15 +110,19 @@ def _audits(
     arguments: argparse.Namespace,
     device: torch.device,
     ranks: Ranks,
+    line: progress.Line,
 ) -> dict[str, audits.Audit]:
     """Each checkpoint's audit: as it was kept, or gone on with, or from the start."""
     names = [entry.name for entry in dataclasses.fields(audits.Settings)]
     settings = audits.Settings(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
     todo = [label for label in models if label not in kept.rows]
-    line, parts, micro_batch = progress.Line(), progress.Parts(len(todo)), _micro_batch(arguments.chunk, suite, ranks)
+    parts, micro_batch = progress.Parts(len(todo)), _micro_batch(arguments.chunk, suite, ranks)
+    spoken: dict[str, Any] = {"progress": lambda what: _eigenvalues(line, what, arguments), "through": line.through}
 
-    def audited(label: str, place: str, chunk: int) -> audits.Audit:
-        first = ranks.rank == 0
+    def place(label: str, number: int) -> str:
+        return f"{label} ({number} of {len(todo)}{parts}): " if len(todo) > 1 else f"{label}: "
+
+    def audited(label: str, chunk: int) -> audits.Audit:
         with kept.going_on(f"{label}/") as start:
             return audits.audit(
                 models[label],
@@ -126,13 +133,12 @@ def _audits(
                 device=device,
                 ranks=ranks,
                 start=start,
-                progress=_eigenvalues(line, f"{label}{place}: ", arguments) if first else lambda *_: None,
-                stage=lambda what: line.show(f"{label}{place}: {what}") if first else None,
+                **({} if ranks.rank else spoken),
             )
 
     for number, label in enumerate(todo, 1):
-        place = f" ({number} of {len(todo)}{parts})" if len(todo) > 1 else ""
-        found = micro_batch.run(functools.partial(audited, label, place))
+        line.heading = functools.partial(place, label, number)
+        found = micro_batch.run(functools.partial(audited, label))
         kept.rows[label] = found.to_plain()
         kept.vectors |= {f"{label}/{name}": values for name, values in found.draws.items()}
         parts.finished()
@@ -194,7 +200,8 @@ def _spectra(
     k = min(arguments.k, curvature.size)
     if todo:
         with kept.going_on(prefix) as start:
-            tops = domain_spectra(curvature, k, start=start, progress=_eigenvalues(line, label, arguments), **options)
+            shown = _eigenvalues(line, f"{label}eigenvalues", arguments)
+            tops = domain_spectra(curvature, k, start=start, progress=shown, **options)
         kept.vectors |= {prefix + name: pairs.vectors for name, pairs in tops.items()}
     parts = progress.Parts(len(todo))
     for name, row in weights.items():
@@ -498,7 +505,7 @@ def _directions(arguments: argparse.Namespace, losses: DomainLosses, params: Par
     return [eigen_direction(vector, params) for vector in kept.vectors["directions"].T]
 
 
-def _load(alone: Mapping[str, argparse.Namespace]) -> tuple[dict[str, nn.Module], Suite]:
+def _load(alone: Mapping[str, argparse.Namespace], through: Through) -> tuple[dict[str, nn.Module], Suite]:
     """The model of each checkpoint, and the data, which are read once; all arguments but the checkpoint are alike."""
     read = {label: checkpoints.read(each.checkpoint) for label, each in alone.items()}
     for label, each in alone.items():
@@ -508,7 +515,7 @@ def _load(alone: Mapping[str, argparse.Namespace]) -> tuple[dict[str, nn.Module]
     names = [entry.name for entry in dataclasses.fields(images.Reading)]
     given = {name: getattr(first, name) for name in names if hasattr(first, name)}
     reading = images.Reading(**given | {"unseen": tuple(given.get("unseen", ()))})
-    suite = load_data(first.data, rng=first.rng, reading=reading)
+    suite = load_data(first.data, rng=first.rng, reading=reading, through=through)
     size = _side(suite.domains[0].inputs.shape[1:])
     models = {
         label: architectures.model_of(read[label], each.model, suite.classes, str(each.checkpoint), image_size=size)
@@ -531,7 +538,7 @@ def _name_corrupt(corrupt: Sequence[str]) -> None:
 def _subject(arguments: argparse.Namespace) -> tuple[nn.Module, Suite, list[Domain], torch.device]:
     """The model and the domains, both in the type and on the device that were asked for."""
     device, dtype = _device(arguments.device), getattr(torch, arguments.dtype)
-    models, suite = _load({"": arguments})
+    models, suite = _load({"": arguments}, progress.Line().through)
     _name_corrupt(suite.corrupt)
     data = [domain.to(device=device, dtype=dtype) for domain in suite.domains]
     model = models[""].to(device, dtype).eval()
@@ -626,8 +633,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _eigenvalues(line: progress.Line, label: str, arguments: argparse.Namespace) -> progress.Spectra:
-    return progress.Spectra(line, f"{label}eigenvalues: ", arguments.tol, arguments.max_products)
+def _eigenvalues(line: progress.Line, what: str, arguments: argparse.Namespace) -> progress.Spectra:
+    return progress.Spectra(line, f"{what}: ", arguments.tol, arguments.max_products)
 
 
 def _density_rows(name: str, density: Density | None) -> list[dict[str, Any]]:

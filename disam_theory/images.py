@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from disam_theory.domains import (
     sample,
 )
 from disam_theory.errors import UsageError, unknown_name
+from disam_theory.progress import Through, silently
 
 PARTS = ("train", "crossval", "test")  # of the official splits
 
@@ -160,11 +162,11 @@ READING = Reading()
 SHOWN = 3  # of the files that cannot be read
 
 
-def folder_suite(root: Path, reading: Reading = READING, *, rng: int = 0) -> Suite:
+def folder_suite(root: Path, reading: Reading = READING, *, rng: int = 0, through: Through = silently) -> Suite:
     """The images under ``root`` as DomainBed and the official code evaluate them, see :func:`evaluation_transform`.
 
     Labels number the union of the classes over the domains in the order of the alphabet, or as the official lists do
-    where a ``part`` of them is wanted.
+    where a ``part`` of them is wanted. ``through`` goes through the images.
 
     Raises:
         UsageError: as :func:`image_split`, or images that cannot be read, all of them counted and the first named.
@@ -180,13 +182,16 @@ def folder_suite(root: Path, reading: Reading = READING, *, rng: int = 0) -> Sui
             raise UsageError(f"{folder}: {NO_SPLIT}; leave --part away")
         parts = {name: "test" if name in reading.unseen else reading.part for name in folders}
         whole, classes = [official.of(name, part) for name, part in parts.items()], official.classes
-    return _in_memory(root.resolve().name, whole, classes, reading, rng)
+    return _in_memory(root.resolve().name, whole, classes, reading, rng, through)
 
 
-def _in_memory(name: str, whole: Sequence[ImageDomain], classes: int, reading: Reading, rng: int) -> Suite:
+def _in_memory(
+    name: str, whole: Sequence[ImageDomain], classes: int, reading: Reading, rng: int, through: Through
+) -> Suite:
     chosen = [sample(d, reading.max_samples, seed=1000 * rng + number) for number, d in enumerate(whole)]
-    seen = evaluation_transform(reading.image_size)
-    read = [collate([samples[0, i] for i in range(len(samples))]) for samples in (Samples((d,), seen) for d in chosen)]
+    samples = Samples(chosen, evaluation_transform(reading.image_size))
+    order = iter(through("image", range(len(samples))))
+    read = [collate([samples[0, i] for i in itertools.islice(order, len(domain))]) for domain in chosen]
     corrupt = [why for *_, broken in read for why in broken]
     if corrupt and not reading.skip_corrupt:
         more = f"; and {len(corrupt) - SHOWN} more" if len(corrupt) > SHOWN else ""

@@ -6,25 +6,55 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 SPARSE = 60.0  # seconds between two lines where stderr is no terminal
 Clock = Callable[[], float]
+Part = TypeVar("Part")
+
+
+class Through(Protocol):
+    """What is done, and its parts -> the parts, one after the other, while it is said how far that has come.
+
+    ``costs`` (as many as parts) is the time that each takes, in any unit, where they are not alike.
+    """
+
+    def __call__(self, what: str, parts: Sequence[Part], costs: Sequence[float] = ()) -> Iterable[Part]: ...
+
+
+def silently(what: str, parts: Sequence[Part], costs: Sequence[float] = ()) -> Iterable[Part]:
+    """:class:`Through`, saying nothing."""
+    return parts
 
 
 class Line:
-    """One line: rewritten in place on a terminal; elsewhere, as in a log, at most one a minute."""
+    """One line: rewritten in place on a terminal; elsewhere, as in a log, at most one a minute.
+
+    ``heading`` is asked anew each time for what stands before it.
+    """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock, self._last = clock, clock()
+        self.heading: Callable[[], str] = lambda: ""
 
     def show(self, what: str) -> None:
+        what = f"{self.heading()}{what}"
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten
             print(f"\r\033[K{what[:width]}", end="", file=sys.stderr, flush=True)
         elif (now := self._clock()) - self._last >= SPARSE:
             self._last = now
             print(f"disam-theory: {what}", file=sys.stderr, flush=True)
+
+    def through(self, what: str, parts: Sequence[Part], costs: Sequence[float] = ()) -> Iterator[Part]:
+        """:class:`Through`, with the time left for ``what`` from the second part on."""
+        costs = costs or [1.0] * len(parts)
+        left = Parts(sum(costs), self._clock)
+        for number, (part, cost) in enumerate(zip(parts, costs, strict=True), 1):
+            self.show(f"{what} {number} of {len(parts)}{left}")
+            yield part
+            left.finished(cost)
 
 
 def wipe() -> None:
@@ -40,15 +70,18 @@ def say(what: str) -> None:
 
 
 class Parts:
-    """Alike parts of a work, one after the other: the mean time of those done is the estimate for those left."""
+    """Parts of a work, one after the other: those left are taken to be as fast as those done, cost for cost.
 
-    def __init__(self, total: int, clock: Clock = time.monotonic) -> None:
+    ``total`` is the cost of all.
+    """
+
+    def __init__(self, total: float, clock: Clock = time.monotonic) -> None:
         self._total, self._clock, self._begun = total, clock, clock()
-        self._done, self._taken = 0, 0.0
+        self._done, self._taken = 0.0, 0.0
 
-    def finished(self) -> None:
+    def finished(self, cost: float = 1.0) -> None:
         """One more is done."""
-        self._done, self._taken = self._done + 1, self._clock() - self._begun
+        self._done, self._taken = self._done + cost, self._clock() - self._begun
 
     def __str__(self) -> str:
         if not 0 < self._done < self._total:

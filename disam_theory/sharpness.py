@@ -25,6 +25,7 @@ from disam_theory.errors import ComputationError, UsageError, unknown_name
 from disam_theory.losses import Criterion, DomainLosses, ModelPart, Params, cross_entropy, model_losses
 from disam_theory.operators import Curvature, domain_gradients, flatten, unflatten, weights_at
 from disam_theory.perturbations import ascent_step
+from disam_theory.progress import Through, silently
 from disam_theory.spectrum import Eigenpairs, domain_spectra
 
 NORMALISATIONS = ("element", "filter")
@@ -113,6 +114,7 @@ def worst_case_sharpness(
     restarts: int,
     rng: int,
     sharpest: Sequence[Eigenpairs] | None = None,
+    through: Through = silently,
 ) -> WorstCase:
     r"""Bounds on $\max_{\lVert\epsilon\rVert\le\rho}L_i(w+\epsilon)-L_i(w)$ (Keskar et al. 2017; Foret et al. 2021).
 
@@ -124,7 +126,8 @@ def worst_case_sharpness(
     ``upper`` is $\rho\lVert g_i\rVert+\frac{\rho^2}2\max(\lambda_{\max}(\nabla^2L_i(w)),0)$, with the eigenvalue's
     residual added to it. It is an estimate, not a bound: terms of third order and above are left out, and for a large
     ``rho`` it can lie below ``lower``. For a quadratic loss they are zero and it is an upper bound, once converged.
-    ``sharpest``: the top eigenpairs of the M domains and of the pooled loss, where they are known already.
+    ``sharpest``: the top eigenpairs of the M domains and of the pooled loss, where they are known already. ``through``
+    goes through the losses.
 
     Raises:
         UsageError: ``rho`` is not positive and finite, ``steps`` < 1 or ``restarts`` < 0.
@@ -136,9 +139,10 @@ def worst_case_sharpness(
     gradients = _gradients(losses, params)
     generator = torch.Generator().manual_seed(rng)
     random = [_ascent(_gaussian(params, generator), rho) for _ in range(restarts)]
+    costs = [sum(map(len, one.parts)) for one in _each(losses)]
     best = [
         max(0.0, *(_ascend(one, params, start, rho, steps) for start in (_ascent(g, rho), *random)))
-        for one, g in zip(_each(losses), gradients, strict=True)
+        for one, g in through("worst case", list(zip(_each(losses), gradients, strict=True)), costs)
     ]
     sharpest = sharpest or _sharpest(losses, params)
     curvature = torch.stack([(pairs.values + pairs.residuals)[0] for pairs in sharpest]).cpu()
@@ -146,13 +150,16 @@ def worst_case_sharpness(
     return WorstCase(torch.tensor(best, dtype=torch.float64), upper, tuple(pairs.converged for pairs in sharpest))
 
 
-def average_case_sharpness(losses: DomainLosses, params: Params, *, sigma: float, samples: int, rng: int) -> Estimate:
+def average_case_sharpness(
+    losses: DomainLosses, params: Params, *, sigma: float, samples: int, rng: int, through: Through = silently
+) -> Estimate:
     r"""$\mathbb E_{\epsilon\sim N(0,\sigma^2I)}[L_i(w+\epsilon)-L_i(w)]$ (Neyshabur et al. 2017), unbiased.
 
     The mean over ``samples`` antithetic pairs $\pm\epsilon$ ($2\cdot$ ``samples`` evaluations), in which the odd terms
     of the loss cancel; the standard error is that of the pair means. The same draws serve every loss, so the pooled
     value is the $\alpha$-weighted mean of the domains'. For a quadratic loss it estimates
     $\frac{\sigma^2}2\operatorname{tr}H_i$ from $S$ pairs with standard error $\sigma^2\lVert H_i\rVert_F/\sqrt{2S}$.
+    ``through`` goes through the pairs.
 
     Raises:
         UsageError: ``sigma`` is not positive and finite, or ``samples`` < 2.
@@ -163,7 +170,7 @@ def average_case_sharpness(losses: DomainLosses, params: Params, *, sigma: float
     generator = torch.Generator().manual_seed(rng)
     at_rest = _values(losses, params)
     pairs = []
-    for _ in range(samples):
+    for _ in through("average case", range(samples)):
         step = sigma * _gaussian(params, generator)
         pairs.append(0.5 * (_values(losses, params, step) + _values(losses, params, -step)) - at_rest)
     rises = torch.stack(pairs)  # (samples, M+1)
@@ -180,6 +187,7 @@ def gradient_variance(
     rng: int,
     criterion: Criterion = cross_entropy,
     chunk: int = 1024,
+    through: Through = silently,
 ) -> Estimate:
     r"""$\mathrm{Var}\{\nabla L_i(w;\mathcal B)\}=\mathbb E\lVert g_{\mathcal B}-\mathbb Eg_{\mathcal B}\rVert^2$.
 
@@ -189,6 +197,7 @@ def gradient_variance(
     $\frac1{B-1}\sum_b\lVert g_b-\bar g\rVert^2$: summed over the parameters, and unbiased. Its standard error is the
     jackknife's (Efron and Stein 1981), $\frac{\sqrt B}{B-2}$ times the standard deviation of
     $\lVert g_b-\bar g\rVert^2$. Takes memory for $B$ gradients, and for ``chunk`` samples at once.
+    ``through`` goes through the domains and their union.
 
     Raises:
         UsageError: ``batches`` < 3, or ``batch_size`` is not between 1 and the size of the smallest domain.
@@ -199,7 +208,7 @@ def gradient_variance(
     union = Domain("pooled", torch.cat([d.inputs for d in domains]), torch.cat([d.labels for d in domains]))
     generator = torch.Generator().manual_seed(rng)
     means, errors = [], []
-    for domain in (*domains, union):
+    for domain in through("gradient variance", (*domains, union)):
         chosen = torch.cat([torch.randperm(len(domain), generator=generator)[:batch_size] for _ in range(batches)])
         # cut into chunks of batch_size, the drawn samples' parts are 1/B of each batch's mean loss
         drawn = model_losses(model, [domain.take(chosen)], criterion=criterion, chunk=batch_size)

@@ -73,6 +73,7 @@ def top_eigenpairs(
     max_products: int = 300,
     rng: int = 0,
     start: Tensor | None = None,
+    progress: Progress = lambda products, running, error: None,
 ) -> Eigenpairs:
     r"""The ``k`` largest *algebraic* eigenvalues of $H$ with vectors.
 
@@ -80,7 +81,8 @@ def top_eigenpairs(
     $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs (or at round-off, which an
     eigenvalue of zero needs) and a random probe shows none that was missed, such as the second of two
     equal ones; then recomputes the residuals from the vectors it returns. ``start`` (n, j): eigenvectors of a nearby
-    matrix, such as those of the checkpoint before; the search starts from their sum.
+    matrix, such as those of the checkpoint before; the search starts from their sum. ``progress`` is called after each
+    product, as :func:`domain_spectra` does.
 
     Raises:
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
@@ -88,8 +90,16 @@ def top_eigenpairs(
     """
     space = Subspace(operator, torch.Generator().manual_seed(rng))
     space.give(start)
-    process = eigen_process(space, k, tol=tol, max_products=max_products)
-    return run_together({"": process}, lambda vectors: {"": operator.matvec(vectors[""])})[""]
+    spent = 0
+
+    def product(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal spent
+        images = {name: operator.matvec(vector) for name, vector in wanted.items()}
+        spent += 1
+        progress(spent, 1, space.error)
+        return images
+
+    return run_together({"": eigen_process(space, k, tol=tol, max_products=max_products)}, product)[""]
 
 
 def bottom_eigenpairs(operator: SymmetricOperator, k: int = 1, **options: object) -> Eigenpairs:

@@ -1,9 +1,17 @@
 """What long work says meanwhile, and the time left."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
 
 from disam_theory import progress
 from disam_theory.progress import Line, Parts, Spectra, duration
+from tests.drawn_images import convolutional, draw
 
 
 class Clock:
@@ -101,3 +109,66 @@ def test_the_estimate_is_never_above_the_most():
             left = line.partition("e-03, ")[2][:7]
             assert left <= line.partition("at most ")[2]
     assert any("by estimate" in line for line in said)
+
+
+def test_parts_are_gone_through_with_the_time_left_by_their_costs(monkeypatch, capsys):
+    on_a_terminal(monkeypatch)
+    clock = Clock()
+    line = Line(clock)
+    line.heading = lambda: f"at {clock.now:.0f}: "
+    for name in line.through("domain", ["a", "b", "all"], [1, 2, 3]):
+        clock.now += {"a": 10.0, "b": 26.0, "all": 36.0}[name]
+    assert list(line.through("draw", range(2))) == [0, 1]
+    assert shown(capsys) == [
+        "at 100: domain 1 of 3",
+        "at 110: domain 2 of 3, 0:00:50 left by estimate",
+        "at 136: domain 3 of 3, 0:00:36 left by estimate",
+        "at 172: draw 1 of 2",
+        "at 172: draw 2 of 2, 0:00:00 left by estimate",
+    ]
+
+
+def test_in_a_log_parts_are_told_of_once_a_minute(capsys):
+    clock = Clock()
+    for _ in Line(clock).through("draw", range(9)):
+        clock.now += 25.0
+    said = [f"disam-theory: draw {n} of 9, 0:0{left} left by estimate" for n, left in ((4, "2:30"), (7, "1:15"))]
+    assert capsys.readouterr().err.splitlines() == said
+
+
+def test_an_audit_on_a_terminal_tells_the_time_left_in_each_stage(tmp_path):
+    data = draw(tmp_path / "data", domains=("cartoon", "photo", "sketch"))
+    torch.save(convolutional().state_dict(), tmp_path / "c.pt")
+    command = ["audit", "c.pt", "--model", "tests.drawn_images:convolutional", "--data", str(data), "--full"]
+    command += ["--image-size", "8", "-k", "1", "--max-samples", "8", "--unseen", "sketch"]
+    screen, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "disam_theory", *command],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    lines = _written(screen).split("\r\x1b[K")
+    assert process.wait() == 0
+    told = {found[1] for line in lines if (found := re.match(r"(.*) \d+ of \d+, \d:\d\d:\d\d left by estimate", line))}
+    measures = ("trace", "worst case", "average case", "gradient variance", "ascent step", "perturbation", "warning")
+    others = ("outcomes of domain", "draw for the bounds", "sampling error", "density", "point of the slice")
+    assert told == {"image", *(f"c.pt: {stage}" for stage in (*measures, *others))}
+    eigenvalues = [line for line in lines if line.startswith(("c.pt: eigenvalues: ", "c.pt: eigenvalues of sketch: "))]
+    assert len({line.partition(": ")[2].partition(": ")[0] for line in eigenvalues if "left by estimate" in line}) == 2
+
+
+def _written(screen):
+    """All that is written to a terminal until its last writer ends."""
+    written = bytearray()
+    while True:
+        try:
+            piece = os.read(screen, 4096)
+        except OSError:  # what Linux gives for the end
+            piece = b""
+        if not piece:
+            os.close(screen)
+            return written.decode()
+        written += piece
