@@ -619,7 +619,7 @@ def _print(text: str) -> None:
 def _refuse_short(names: Sequence[str], arguments: argparse.Namespace) -> None:
     if names:
         raise ComputationError(
-            f"eigenvalues of {', '.join(names)} did not converge in {arguments.max_products} products; "
+            f"eigenvalues of {', '.join(names)} did not converge in {arguments.max_products} products each; "
             "raise --max-products or --tol"
         )
 

@@ -328,7 +328,7 @@ def test_eigenvalues_that_did_not_converge_end_with_code_1_and_are_marked(checkp
     code, out, err = run(checkpoint, *MODEL, "--max-products", "8", "--tol", "1e-9", capsys=capsys)
     assert code == 1
     assert "! not converged" in out
-    assert "raise --max-products" in err
+    assert "did not converge in 8 products each; raise --max-products" in err
 
 
 def test_overflowing_weights_name_the_domain(tmp_path, capsys):
