@@ -57,6 +57,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"span is {arguments.span}; it must be finite and above 0")
     if given.get("density") and not arguments.out:
         raise UsageError("--density writes a file; give --out DIR")
+    if arguments.verb == "convert" and _is_folder(arguments.out):
+        inside = arguments.out / f"{arguments.checkpoint.stem}.safetensors"
+        raise UsageError(f"--out is {arguments.out}, which is a folder; give a file's name, such as {inside}")
     if arguments.verb == "convert" and arguments.out.suffix != ".safetensors":
         raise UsageError(f"--out is {arguments.out}; its name must end in .safetensors")
     files = given.get("checkpoint", [])
@@ -65,6 +68,14 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{path}: no such file")
     for path in filter(_absent, given.get("traces", [])):
         raise UsageError(f"{path}: cannot be read as a trace (No such file or directory)")
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one; what may not be looked at is told where it is written."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _absent(path: Path) -> bool:

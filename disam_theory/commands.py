@@ -405,8 +405,9 @@ def _train_texts(outcome: single_run.Outcome, record: dict[str, Any], sources: S
 def convert(arguments: argparse.Namespace) -> int:
     """``disam-theory convert``: the weights of a checkpoint as safetensors, with where they come from."""
     source, out = arguments.checkpoint, arguments.out
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UsageError(f"--out is the checkpoint {source} itself; give another name")
+    with contextlib.suppress(OSError):  # what cannot be looked at is told where it is read or written
+        if out.samefile(source):
+            raise UsageError(f"--out is the checkpoint {source} itself; give another name")
     checkpoint = checkpoints.read(source, averaged=arguments.ema)
     state, architecture = checkpoint.state, arguments.model or checkpoint.architecture
     if arguments.model:  # the names become the model's

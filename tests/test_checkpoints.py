@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,6 +350,9 @@ MISTAKES = {
     "c.safetensors": "is the checkpoint",
     "c.safetensors/d.safetensors": "as c.safetensors is no folder; give a folder",
     "/proc/nowhere/c.safetensors": "cannot be written",
+    "folder": "--out is folder, which is a folder; give a file's name, such as folder/c.safetensors",
+    "folder.safetensors": "such as folder.safetensors/c.safetensors",
+    f"{'n' * 300}.safetensors": "cannot be written (File name too long)",
 }
 
 
@@ -356,9 +360,11 @@ MISTAKES = {
 def test_where_convert_writes(mlp, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
     safetensors.torch.save_file(mlp.state_dict(), "c.safetensors")
+    for name in ("folder", "folder.safetensors"):
+        Path(name).mkdir()
     before = sha256(tmp_path / "c.safetensors")
     code, text, err = convert("c.safetensors", "--out", out, capsys=capsys)
-    assert code == (1 if "proc" in out else 2)
+    assert code == (1 if "proc" in out or "nnn" in out else 2)
     assert MISTAKES[out] in err
     assert (text, err.count("\n"), sha256(tmp_path / "c.safetensors")) == ("", 1, before)
 
