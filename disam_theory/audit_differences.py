@@ -21,6 +21,24 @@ PAIRED, PROBES = "95 %, paired over samples", "95 %, paired over random vectors,
 CERTIFIED, NONE = "certified, on these samples", "none: a fact about these samples"
 SAMPLED = "95 %, for the whole domains: the sampling errors of both added"
 QUANTITIES = ("loss", "accuracy", "lambda_1", "trace", "sam", "worst_lower", "asam", "grad_norm", "ece")
+HEADS = {  # of the quantities in tables, where they have other names or units there
+    "accuracy": "acc %",
+    "sam": "SAM step",
+    "worst_lower": "worst case",
+    "asam": "ASAM step",
+    "grad_norm": "|grad|",
+    "ece": "ECE %",
+}
+
+
+def head_of(quantity: str) -> str:
+    """What the tables call one of :data:`QUANTITIES`."""
+    return HEADS.get(quantity, quantity)
+
+
+def unit_of(quantity: str) -> float:
+    """What a quantity is multiplied by where it is shown: shares are shown in per cent."""
+    return 100.0 if head_of(quantity).endswith("%") else 1.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +61,15 @@ class Difference:
 
     @property
     def shown(self) -> str:
-        """The difference and its interval, in as many digits as tell the interval's ends apart, three at least."""
+        """The difference and its interval, in as many digits as tell the interval's ends apart, three at least.
+
+        In the unit of the tables, that of :func:`unit_of`.
+        """
+        unit = unit_of(self.quantity)
         if self.low is None or self.high is None:
-            return f"{self.difference:+.3g}"
+            return f"{unit * self.difference:+.3g}"
         for digits in range(3, 9):
-            value, low, high = (f"{number:+.{digits}g}" for number in (self.difference, self.low, self.high))
+            value, low, high = (f"{unit * number:+.{digits}g}" for number in (self.difference, self.low, self.high))
             if low != high and "e+" not in f"{value}{low}{high}":
                 break
         return f"{value} [{low}, {high}]"

@@ -128,7 +128,7 @@ def _of_differences(differences: Sequence[Difference]) -> list[str]:
     """Loss and top eigenvalue, each where its interval excludes zero and where not."""
     said = []
     for checkpoint in dict.fromkeys(each.checkpoint for each in differences):
-        for quantity, words in (("loss", "loss"), ("accuracy", "accuracy"), ("lambda_1", "top eigenvalue")):
+        for quantity, words in (("loss", "loss"), ("accuracy", "accuracy in %"), ("lambda_1", "top eigenvalue")):
             own = [each for each in differences if (each.checkpoint, each.quantity) == (checkpoint, quantity)]
             clear = [f"{each.name} ({each.shown})" for each in own if each.excludes_zero]
             rest = [each.name for each in own if not each.excludes_zero]

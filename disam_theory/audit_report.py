@@ -29,7 +29,7 @@ from dataclasses import asdict
 from typing import Any
 
 from disam_theory.audit import ROW_LISTS, Audit, Row, aligned
-from disam_theory.audit_differences import Difference, Spread, differences, spreads
+from disam_theory.audit_differences import Difference, Spread, differences, head_of, spreads, unit_of
 from disam_theory.audit_figures import Picture, pictures
 from disam_theory.audit_reading import reading
 from disam_theory.files import csv_text
@@ -162,24 +162,15 @@ def _share_lines(audit: Audit) -> list[Line]:
 
 
 SPREAD_HEAD = ["quantity", "mean", "deviation", "least", "of", "largest", "of", "unseen less mean"]
-WORDS = {  # of the quantities, in the heads of the other tables
-    "accuracy": "acc %",
-    "sam": "SAM step",
-    "worst_lower": "worst case",
-    "asam": "ASAM step",
-    "grad_norm": "|grad|",
-    "ece": "ECE %",
-}
 
 
 def _spread_lines(audit: Audit) -> list[Line]:
-    return [_spread_line(each, WORDS.get(each.quantity, each.quantity)) for each in spreads(audit)]
+    return [_spread_line(each, unit_of(each.quantity)) for each in spreads(audit)]
 
 
-def _spread_line(each: Spread, words: str) -> Line:
-    unit = 100 if words.endswith("%") else 1
+def _spread_line(each: Spread, unit: float) -> Line:
     return [
-        words,
+        head_of(each.quantity),
         f"{unit * each.mean:.3g}",
         f"{unit * each.deviation:.2g}",
         f"{unit * each.least:.3g}",
@@ -235,7 +226,7 @@ def difference_table(found: Sequence[Difference]) -> tuple[Line, list[Line]]:
         [f"{checkpoint} - {baseline}", name, *(_difference(by[checkpoint, name, q]) for q in DIFFERENCE_COLUMNS)]
         for checkpoint, baseline, name in keys
     ]
-    return ["difference", "loss of", *DIFFERENCE_COLUMNS], lines
+    return ["difference", "loss of", *map(head_of, DIFFERENCE_COLUMNS)], lines
 
 
 def _difference(each: Difference) -> str:

@@ -119,6 +119,7 @@ def test_an_interval_is_shown_in_the_digits_that_tell_its_ends_apart():
     assert shown(0.13412, -0.66571, 0.93391) == "+0.134 [-0.666, +0.934]"
     assert shown(0.0, 0.0, 0.0) == "+0 [+0, +0]"
     assert shown(0.13412, None, None) == "+0.134"
+    assert Difference("b", "a", "rot0", "accuracy", 0.11, 0.03591, 0.1823, "").shown == "+11 [+3.59, +18.2]"
 
 
 def test_the_spread_is_over_the_sources(audits):
@@ -229,6 +230,26 @@ def test_the_spread_is_in_the_words_of_the_other_tables(audits):
     latex = audit_report.as_latex({"A.pt": a}, RECORD).split("% Spread over the sources")[1].split("% Gener")[0]
     for label in (r"$\lambda_{1}$", r"acc \%", r"$\lVert\nabla L\rVert$", "worst case", "SAM step"):
         assert f"\n{label} & " in latex
+
+
+def test_the_differences_are_in_the_words_and_units_of_the_other_tables(audits):
+    found = differences(audits)
+    head, lines = audit_report.difference_table(found)
+    tables = audit_report.tables_of(audits["A.pt"])
+    heads = {name for title in ("Losses and eigenvalues", "Sharpness") for name in tables[title][0]}
+    assert head[2:] == ["loss", "acc %", "lambda_1", "trace", "SAM step"]
+    assert {*head[2:]} < heads
+    (raw,) = (each for each in found if (each.name, each.quantity) == ("rot0", "accuracy"))
+    (line,) = (line for line in lines if line[1] == "rot0")
+    shown = [float(number) for number in re.findall(r"[+-][\d.]+", line[head.index("acc %")])]
+    assert shown == pytest.approx([100 * raw.difference, 100 * raw.low, 100 * raw.high], rel=5e-3)
+    assert "he accuracy in % " in reading(audits, found)
+    latex = audit_report.as_latex(audits, RECORD).split("% Differences")[1]
+    assert r" & loss & acc \% & $\lambda_{1}$ & trace & SAM step \\" in latex
+    assert "<th>acc %</th>" in audit_report.as_html(audits, RECORD).split("<h2>Differences</h2>")[1].split("<tbody>")[0]
+    assert {line["quantity"] for line in csv.DictReader(audit_report.differences_csv(audits).splitlines())} >= {
+        *("accuracy", "sam", "worst_lower", "ece")
+    }
 
 
 def test_the_page_needs_no_script_and_no_network_and_repeats_no_id(audits):
