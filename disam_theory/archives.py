@@ -137,7 +137,14 @@ def _suite(source: str, name: str, pairs: Mapping[str, tuple[Any, Any]], classes
         Domain(domain, _inputs(source, domain, inputs), _labels(source, domain, labels))
         for domain, (inputs, labels) in pairs.items()
     )
-    return Suite(name, domains, classes or 1 + max(int(domain.labels.max()) for domain in domains))
+    if classes is None:  # then no range is known that labels could be outside of but below
+        for domain in domains:
+            if (lowest := int(domain.labels.min())) < 0:
+                raise UsageError(
+                    f"{source}: domain {domain.name!r} has label {lowest}; labels must be whole numbers from 0 on"
+                )
+        classes = 1 + max(int(domain.labels.max()) for domain in domains)
+    return Suite(name, domains, classes)
 
 
 def _inputs(source: str, domain: str, values: Any) -> torch.Tensor:

@@ -172,10 +172,13 @@ def fitting_outputs(model: nn.Module, name: str, inputs: Tensor, labels: Tensor)
                 f"the model's outputs are a {type(outputs).__name__}; it must give a tensor of one score for each of "
                 "the classes, so wrap it in a module that returns that one"
             )
-        if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1]:
+        shape, low, high = tuple(outputs.shape), int(labels.min()), int(labels.max())
+        if len(shape) != 2:
+            raise UsageError(f"the model's outputs have shape {shape}; it must give one score for each of the classes")
+        if low < 0 or high >= shape[1]:
             raise UsageError(
-                f"the model's outputs have shape {tuple(outputs.shape)}, and domain {name!r} has label "
-                f"{int(labels.max())}; it must give one score for each of the classes"
+                f"the model's outputs have shape {shape}, and domain {name!r} has label {low if low < 0 else high}; "
+                f"labels must lie in 0..{shape[1] - 1}"
             )
         return outputs, cross_entropy(outputs, labels)
     except DisamError:

@@ -402,6 +402,14 @@ def test_two_domains_of_one_name_are_refused():
         audit(model, [domains[0], domains[0]])
 
 
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_labels_that_the_model_has_no_score_for_are_refused_with_those_it_has(make_domain, label):
+    domain = make_domain("a", 6)
+    domain.labels[4] = label
+    with pytest.raises(UsageError, match=rf"domain 'a' has label {label}; labels must lie in 0\.\.2"):
+        audit(nn.Linear(domain.inputs.shape[1], 3), [domain, make_domain("b", 6)])
+
+
 @pytest.mark.parametrize("verb", ["audit", "spectrum", "landscape"])
 @pytest.mark.parametrize(
     ("named", "said"),
