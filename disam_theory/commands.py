@@ -56,7 +56,7 @@ def audit(arguments: argparse.Namespace) -> int:
         record = _record(next(iter(alone.values())), suite, device, ranks)
         record |= {"checkpoint": [str(path) for path in paths.values()]}
         record |= {"checkpoint_sha256": [sha256(path) for path in paths.values()]}
-        with _kept(arguments, record, ranks) as kept:
+        with _kept(arguments, record, suite, ranks) as kept:
             found = _audits(models, suite, kept, arguments, device, ranks, line)
             record |= {"chunk": [each.about["chunk"] for each in found.values()]}
             if ranks.rank:
@@ -151,7 +151,7 @@ def spectrum(arguments: argparse.Namespace) -> int:
     record = _record(arguments, suite, device, Ranks())
     chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
-    with _kept(arguments, record, Ranks()) as kept:
+    with _kept(arguments, record, suite, Ranks()) as kept:
         found = micro_batch.run(lambda chunk: _all_spectra(*_losses(model, data, chunk), kept, arguments))
         record |= {"chunk": micro_batch.chunk}
         _deliver_spectra(found, arguments, record)
@@ -235,7 +235,7 @@ def landscape(arguments: argparse.Namespace) -> int:
     record = _record(arguments, suite, device, Ranks())
     chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
-    with _kept(arguments, record, Ranks()) as kept:
+    with _kept(arguments, record, suite, Ranks()) as kept:
         rows = micro_batch.run(lambda chunk: _lines(*_losses(model, data, chunk), kept, arguments))
         record |= {"chunk": micro_batch.chunk}
         document = json.dumps({"schema": "disam-landscape/1", "provenance": record, "rows": rows}) + "\n"
@@ -345,19 +345,19 @@ def _train_names(arguments: argparse.Namespace, split: Split | images.ImageSplit
         "validation": arguments.validation,
     }
     if isinstance(split, Split) and arguments.data not in SUITES:
-        names |= {"samples": _fingerprint(split)}
+        names |= {"samples": _fingerprint((*split.sources, *split.validation, split.unseen))}
     if isinstance(split, images.ImageSplit):
         names |= {"augment": arguments.augment, "image_size": arguments.image_size, "files": split.fingerprint()}
     return names
 
 
-def _fingerprint(split: Split) -> str:
-    """A hash of all the samples and of which part they are in."""
+def _fingerprint(domains: Iterable[Domain]) -> str:
+    """A hash of all the samples, of which domain they are in and of the order."""
     digest = hashlib.sha256()
-    for domain in (*split.sources, *split.validation, split.unseen):
+    for domain in domains:
         digest.update(f"{domain.name}\0{tuple(domain.inputs.shape)}\0".encode())
         for values in (domain.inputs, domain.labels):
-            digest.update(values.contiguous().numpy().tobytes())
+            digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)  # no copy
     return digest.hexdigest()
 
 
@@ -576,10 +576,12 @@ def _micro_batch(chunk: int, suite: Suite, ranks: Ranks) -> MicroBatch:
     return MicroBatch(chunk, max(map(len, suite.domains)), halved)
 
 
-def _kept(arguments: argparse.Namespace, record: Mapping[str, Any], ranks: Ranks) -> Kept:
-    """What an interrupted run of the same command has left; of several processes the first one writes it."""
+def _kept(arguments: argparse.Namespace, record: Mapping[str, Any], suite: Suite, ranks: Ranks) -> Kept:
+    """What an interrupted run of the same command on the same data has left; of several processes the first writes."""
     chosen = {name: value for name, value in vars(arguments).items() if name not in ("out", "format", "device")}
     key = {**chosen, "checkpoint_sha256": record["checkpoint_sha256"], "version": record["disam_theory"]}
+    if arguments.out:  # else nothing is kept, and hashing a gigabyte takes about a second
+        key |= {"samples": _fingerprint(suite.domains), "drawn_from": [domain.drawn_from for domain in suite.domains]}
     return Kept(arguments.out, arguments.verb, key, writes=ranks.rank == 0)
 
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -668,6 +669,57 @@ def test_a_page_that_cannot_be_written_loses_nothing_that_was_measured(checkpoin
     (tmp_path / "o/audit.html").rmdir()
     assert run(checkpoint, *MODEL, "-k", "1", "--out", str(tmp_path / "o"), capsys=capsys)[0] == 0
     assert len(measured) == 1
+
+
+def of_npz(folder, change):
+    inputs = np.linspace(0, 1, 20 * 3 * 64, dtype=np.float32).reshape(20, 3, 8, 8)
+    inputs[7, 0, 3, 3] += change
+    np.savez(folder / "d.npz", inputs=inputs, labels=np.arange(20) % 3, domains=["a", "b"] * 10)
+    return "d.npz"
+
+
+def of_folder(folder, change):
+    if not change:
+        return str(draw(folder / "PACS", count=6).relative_to(folder))
+    path = folder / "PACS/photo/dog/001.png"
+    times, pixels = path.stat(), np.array(Image.open(path))
+    pixels[16:20, 16:20] ^= change  # of as many pixels as one is made of at the size that is audited
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return "PACS"
+
+
+def of_callable(folder, change):
+    (folder / "called_data.py").write_text("import numpy as np\ndef domains():\n    return CONTENT\n")
+    import called_data
+
+    inputs = np.linspace(0, 1, 20 * 3 * 64, dtype=np.float32).reshape(20, 3, 8, 8)
+    labels = np.arange(20) % 3
+    labels[0] = change
+    called_data.CONTENT = {"a": (inputs, labels), "b": (inputs, labels)}
+    return "called_data:domains"
+
+
+@pytest.mark.parametrize("make", [of_npz, of_folder, of_callable])
+def test_what_was_kept_is_used_for_the_same_data_alone(tmp_path, monkeypatch, capsys, make):
+    from disam_theory import sharpness
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    torch.save(convolutional().state_dict(), "c.pt")
+    measured, worst = [], sharpness.worst_case_sharpness
+    monkeypatch.setattr(sharpness, "worst_case_sharpness", lambda *a, **o: measured.append(1) or worst(*a, **o))
+    command = folder_audit("--out", "o", "--format", "csv")
+    command[4] = make(tmp_path, 0)
+    Path("o/audit.html").mkdir(parents=True)  # no file can take its place: the numbers are kept
+    first = run(*command, capsys=capsys)[1]
+    assert (run(*command, capsys=capsys)[1], len(measured)) == (first, 1)
+    make(tmp_path, 1)
+    code, second, _ = run(*command, capsys=capsys)
+    assert (code, len(measured)) == (1, 2)
+    assert second != first
+    assert (run(*command, capsys=capsys)[1], len(measured)) == (second, 2)
 
 
 class Full:
