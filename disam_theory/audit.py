@@ -38,13 +38,13 @@ from disam_theory.audit_measures import (
     overlaps_of,
     plain_bound,
     prepared,
-    require_dependence,
     rises,
     sampling_errors,
     slices_of,
     trace_probes,
     warnings_of,
 )
+from disam_theory.dependence import require_dependence, require_gradients
 from disam_theory.domains import Domain, require_names
 from disam_theory.errors import UsageError, unknown_name
 from disam_theory.operators import Curvature, domain_hessian
@@ -159,6 +159,7 @@ def audit(
         for domain in through("outcomes of domain", subject.domains, sizes)
     }
     require_dependence(subject.model, subject.domains[0].inputs[:1])
+    require_gradients(subject.model, subject.domains[0].inputs[:1])
     subject = subject.with_losses(ranks)
     spectra = _spectra(subject, start or {}, progress)
     with ended_early(lambda: _vectors(spectra)):

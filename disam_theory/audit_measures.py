@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from disam_theory import sharpness
 from disam_theory.calibration import BINS, calibration
@@ -190,16 +189,6 @@ def fitting_outputs(model: nn.Module, name: str, inputs: Tensor, labels: Tensor)
         raise UsageError(
             f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} of domain {name!r}: {reason}"
         ) from error
-
-
-def require_dependence(model: nn.Module, inputs: Tensor) -> None:
-    """Raise :class:`UsageError` where no parameter has a part in the outputs: every curvature would be found zero."""
-    leaves = {name: p.detach().requires_grad_(True) for name, p in model.named_parameters()}
-    if leaves and not functional_call(model, leaves, (inputs,)).requires_grad:
-        raise UsageError(
-            "the model's outputs do not depend on its parameters for autograd; take torch.no_grad(), "
-            "torch.inference_mode() and detach() out of its forward"
-        )
 
 
 # --- the measures, each by the name of its loss ---

@@ -24,7 +24,8 @@ from disam_theory import architectures, audit_report, backbones, checkpoints, co
 from disam_theory import audit as audits
 from disam_theory.algorithms import Settings
 from disam_theory.archives import load_data
-from disam_theory.audit_measures import fitting_outputs, require_dependence
+from disam_theory.audit_measures import fitting_outputs
+from disam_theory.dependence import require_dependence, require_gradients
 from disam_theory.domains import SUITES, Domain, Split, Suite
 from disam_theory.errors import ComputationError, DisamError, UsageError, first_line
 from disam_theory.files import csv_text, write_atomically
@@ -148,6 +149,7 @@ def _audits(
 def spectrum(arguments: argparse.Namespace) -> int:
     """``disam-theory spectrum``: both ends, trace and density of each domain's curvature and of the pooled one."""
     model, suite, data, device = _subject(arguments)
+    require_gradients(model, data[0].inputs[:1], arguments.parameters or ["*"])
     record = _record(arguments, suite, device, Ranks())
     chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
@@ -232,6 +234,8 @@ def _row(name: str, top: Eigenpairs, bottom: Eigenpairs, total: Estimate) -> dic
 def landscape(arguments: argparse.Namespace) -> int:
     """``disam-theory landscape``: the domains' losses on a line or a plane through the checkpoint."""
     model, suite, data, device = _subject(arguments)
+    if arguments.direction == "eigen":
+        require_gradients(model, data[0].inputs[:1])
     record = _record(arguments, suite, device, Ranks())
     chunk = fitting_chunk(model, data, arguments.chunk)
     micro_batch = _micro_batch(chunk, suite, Ranks())
@@ -554,8 +558,7 @@ def _require_fit(model: nn.Module, domain: Domain) -> None:
     at = int(domain.labels.argmax())
     sample = domain.inputs[at : at + 1], domain.labels[at : at + 1]
     MicroBatch(1, 1, lambda before, after: None).run(lambda _: fitting_outputs(model, domain.name, *sample))
-    with torch.enable_grad():
-        require_dependence(model, sample[0])
+    require_dependence(model, sample[0])
 
 
 def _losses(model: nn.Module, data: Sequence[Domain], chunk: int) -> tuple[DomainLosses, Params]:

@@ -20,6 +20,7 @@ from disam_theory import images
 from disam_theory.__main__ import main
 from disam_theory.audit import Audit, Settings, audit
 from disam_theory.audit_measures import wilson
+from disam_theory.dependence import require_gradients
 from disam_theory.domains import load_suite
 from disam_theory.errors import UsageError
 from disam_theory.losses import cross_entropy
@@ -435,6 +436,62 @@ def test_what_fails_in_a_users_own_code_is_one_line(tmp_path, monkeypatch, capsy
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+class Frozen(nn.Module):
+    """A backbone of which autograd sees nothing where ``apart`` says so, a head, and a layer that nothing uses."""
+
+    def __init__(self, apart="no_grad"):
+        super().__init__()
+        self.backbone = nn.Sequential(*(nn.Linear(64, 64) for _ in range(2)))
+        self.head, self.unused, self.apart = nn.Linear(64, 10), nn.Linear(3, 3), apart
+
+    def forward(self, x):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.apart != "no_grad"):
+            x = self.backbone(x)
+        if self.apart == "random":
+            x = x.detach() + torch.rand(())
+        return self.head(x.detach() if self.apart == "detach" else x)
+
+
+@pytest.mark.parametrize("apart", ["no_grad", "detach"])
+def test_parameters_that_autograd_does_not_see_are_refused(tmp_path, monkeypatch, capsys, apart):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.setattr(Frozen.__init__, "__defaults__", (apart,))
+    torch.manual_seed(0)
+    torch.save(Frozen().state_dict(), "c.pt")
+    model = ["c.pt", "--model", "tests.test_audit:Frozen", "--data", "digits-rotated"]
+    line, few = ["--dimensions", "1", "--points", "3"], ["-k", "1", "--samples", "2"]
+    names = "backbone.0.weight, backbone.0.bias, backbone.1.weight and others, which autograd does not see"
+    eigen = ["landscape", "--direction", "eigen"]
+    for verb, *more in (["audit"], ["spectrum"], ["spectrum", "--parameters", "b*"], eigen):
+        assert main([verb, *model, *more]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert f"the model's outputs depend on {names}" in printed.err
+    for verb, *more in (["spectrum", "--parameters", "head.*", *few], ["landscape", *line]):
+        assert main([verb, *model, *more]) == 0
+
+
+class Copy(torch.autograd.Function):
+    """Without a backward of its own."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+
+def test_a_model_without_a_first_derivative_is_refused(make_domain):
+    model = nn.Linear(4, 3)
+    model.register_forward_hook(lambda module, inputs, outputs: Copy.apply(outputs))
+    with pytest.raises(UsageError, match=r"outputs cannot be differentiated: NotImplementedError: .*backward"):
+        audit(model, [make_domain("a", 6), make_domain("b", 6)])
+
+
+@pytest.mark.parametrize("apart", ["", "random"])
+def test_an_unused_layer_and_random_outputs_are_not_taken_for_parameters_unseen_by_autograd(apart):
+    require_gradients(Frozen(apart).eval(), torch.ones(1, 64))
 
 
 @pytest.mark.parametrize(
