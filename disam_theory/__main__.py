@@ -1,8 +1,9 @@
-"""The command line ``disam-theory``. What a verb does, and the heavy imports, are in :mod:`disam_theory.commands`."""
+"""The command line ``disam-theory``. What a verb does, and the heavy imports, are in :data:`ROOMS`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,10 @@ from disam_theory import __version__
 from disam_theory.errors import DisamError, UsageError
 from disam_theory.progress import say
 
+ROOMS = {  # verb -> the module with the function of its name; the others take a checkpoint, and share one
+    "train": "disam_theory.train_command",
+    "rate": "disam_theory.rate_command",
+}
 CONSTANTS = (  # of disam_theory.algorithms.Settings, whose defaults they have
     *("asam_eta", "gsam_alpha", "sagm_alpha"),
     *("vrex_penalty", "groupdro_eta", "coral_penalty", "fishr_penalty"),
@@ -28,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _check(arguments)
-        from disam_theory import commands
-
-        return int(getattr(commands, arguments.verb)(arguments))
+        room = importlib.import_module(ROOMS.get(arguments.verb, "disam_theory.commands"))
+        return int(getattr(room, arguments.verb)(arguments))
     except DisamError as error:
         say(str(error))
         return error.exit_code

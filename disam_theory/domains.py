@@ -6,7 +6,8 @@ Letters follow the paper: ``M`` domains, domain ``i`` holds ``n_i`` samples, and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
@@ -390,3 +391,13 @@ def logistic_domains(sizes: tuple[int, ...], features: int, *, shift: float = 1.
         labels = generator.random(size) < 1.0 / (1.0 + np.exp(-inputs @ truth))
         domains.append(Domain(f"logistic{i}", torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64))))
     return tuple(domains)
+
+
+def fingerprint(domains: Iterable[Domain]) -> str:
+    """A hash of all the samples, of which domain they are in and of the order."""
+    digest = hashlib.sha256()
+    for domain in domains:
+        digest.update(f"{domain.name}\0{tuple(domain.inputs.shape)}\0".encode())
+        for values in (domain.inputs, domain.labels):
+            digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)  # no copy
+    return digest.hexdigest()

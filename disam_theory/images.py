@@ -509,3 +509,8 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
     def _drawn(self, epoch: int, group: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, group]).permutation(self._groups[group])
+
+
+def side_of(shape: Sequence[int]) -> int | None:
+    """Pixels a side of inputs of this shape where they are images."""
+    return shape[-1] if len(shape) == 3 else None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
-from disam_theory import commands
+from disam_theory import train_command
 from disam_theory.__main__ import _parser, main
 from disam_theory.algorithms import Settings
 from disam_theory.domains import load_suite
@@ -124,7 +124,7 @@ def own_domains():
 
 
 def test_an_interrupted_command_says_how_to_go_on(folder, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_train_progress", lambda steps: stop)
+    monkeypatch.setattr(train_command, "_progress", lambda steps: stop)
     code, _, err = run(capsys, *SUITE, *QUICK, "--out", "run")
     assert code == 130
     assert err == "disam-theory: interrupted; the same command goes on from step 3\n"
@@ -191,9 +191,9 @@ def test_a_diverged_run_is_exit_1(folder, capsys):
 
 def test_a_terminal_is_shown_the_time_left(capsys, monkeypatch):
     clock = iter([100.0, 103.0, 104.0])
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(train_command.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    show = commands._train_progress(1000)
+    show = train_command._progress(1000)
     for done in (4, 5, 6):  # a run that went on at step 3
         show(done, {"losses": [1.0, float("nan") if done == 5 else 2.0]})
     lines = capsys.readouterr().err.split("\r\033[K")[1:]
