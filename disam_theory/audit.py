@@ -50,7 +50,7 @@ from disam_theory.errors import UsageError, unknown_name
 from disam_theory.operators import Curvature, domain_hessian
 from disam_theory.progress import Through, silently
 from disam_theory.ranks import ALONE, Ranks
-from disam_theory.spectrum import Eigenpairs, Progress, domain_spectra, ended_early, top_eigenpairs
+from disam_theory.spectrum import Eigenpairs, Progress, bytes_of, domain_spectra, ended_early, top_eigenpairs
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def _spectra(
         for name, losses in subject.others.items():
             losses.checked(params)
             operator, shown = domain_hessian(losses, params, name), progress(f"eigenvalues of {name}")
-            found[name] = top_eigenpairs(operator, k, start=start.get(name), progress=shown, **options)
+            own: dict[str, Any] = {"start": start.get(name), "held": bytes_of(found), "progress": shown}
+            found[name] = top_eigenpairs(operator, k, **own, **options)
     return found
 
 

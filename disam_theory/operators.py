@@ -134,7 +134,7 @@ class Curvature:
             active = [t for t, row in enumerate(rows) if row[i] != 0.0]
             for part in parts if active else ():
                 product = self._kept.get(part) or self._bind(part, keep=isinstance(parts, tuple))
-                images = product(torch.stack([vectors[t] for t in active]))
+                images = product(torch.stack([vectors[t] for t in active]) if active[1:] else vectors[active[0]][None])
                 for t, image in zip(active, images, strict=True):
                     totals[t] += rows[t][i] * image
                 del product  # its graph goes before the next one is built

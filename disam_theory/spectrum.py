@@ -31,7 +31,7 @@ from disam_theory.operators import (
 ROUND_OFF = 100.0  # a residual below this many machine epsilons times the norm is the products' own error
 PROBE_STEPS = (4, 8)  # products that a search for a missed eigenvalue costs at least, and at most in a large space
 SMALL = 64  # in a space so small the search goes on to the end
-BASIS_BYTES = 3 * 2**30  # the bases of all spectra that run together, with their products, are kept below this
+BASIS_BYTES = 3 * 2**30  # the bases of all spectra that run together and the vectors found before, kept below this
 GPU_SHARE = 4  # on a GPU, that part of its memory if it is more
 BLOCK = 2**21  # entries of a vector that are widened to float64 at once
 
@@ -74,21 +74,23 @@ def top_eigenpairs(
     rng: int = 0,
     start: Tensor | None = None,
     progress: Progress = lambda products, running, error: None,
+    held: int = 0,
 ) -> Eigenpairs:
     r"""The ``k`` largest *algebraic* eigenvalues of $H$ with vectors.
 
     Sharpness is the largest algebraic eigenvalue, not the largest in magnitude: at a saddle the two differ. Stops once
     $\lVert Hv-\theta v\rVert\le$ ``tol`` $|\theta|$ for the k leading Ritz pairs (or at round-off, which an
     eigenvalue of zero needs) and a random probe shows none that was missed, such as the second of two
-    equal ones; then recomputes the residuals from the vectors it returns. ``start`` (n, j): eigenvectors of a nearby
-    matrix, such as those of the checkpoint before; the search starts from their sum. ``progress`` is called after each
-    product, as :func:`domain_spectra` does.
+    equal ones; then recomputes the residuals from the vectors it returns, for k products more where the matrix is so
+    large that products are not kept. ``start`` (n, j): eigenvectors of a nearby matrix, such as those of the checkpoint
+    before; the search starts from their sum. ``progress`` is called after each product, as :func:`domain_spectra` does.
+    ``held``: bytes of vectors beside it that count towards the 3 GiB of :func:`domain_spectra`.
 
     Raises:
         UsageError: ``k`` is not in 1..n, or ``max_products`` is too few.
         ComputationError: a product is NaN or Inf.
     """
-    space = Subspace(operator, torch.Generator().manual_seed(rng))
+    space = _space(operator, k, max_products, rng, held=held)
     space.give(start)
     spent = 0
 
@@ -99,7 +101,7 @@ def top_eigenpairs(
         progress(spent, 1, space.error)
         return images
 
-    return run_together({"": eigen_process(space, k, tol=tol, max_products=max_products)}, product)[""]
+    return run_together({"": _search(space, k, tol, max_products)}, product)[""]
 
 
 def bottom_eigenpairs(operator: SymmetricOperator, k: int = 1, **options: object) -> Eigenpairs:
@@ -126,7 +128,8 @@ def domain_spectra(
     :func:`~disam_theory.operators.domain_inspired_hessian`, after the others and started from the pooled vectors. The
     others advance in lockstep: every round is one pass over the data for all spectra that have not converged. Where
     that many bases would take more than 3 GiB (on a GPU, a quarter of its memory), ``pooled`` comes first and the rest
-    after it, as many at once as fit. ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an
+    after it, as many at once as fit. Where not even one fits, the products of its vectors are not kept, and its final
+    residuals cost k products more. ``start``: eigenvectors (n, j) by spectrum, of a nearby checkpoint or of an
     interrupted search. ``progress`` is called after each round with the products spent, the number of spectra not yet
     done and the largest relative residual of those that run.
 
@@ -165,18 +168,18 @@ def domain_spectra(
             if lam is not None and "L_DI" in together:
                 corrections["L_DI"] = covariance_term(domain_gradients(losses, curvature.params), lam)
             near = found["pooled"].vectors if "pooled" in found else None
+            room: dict[str, Any] = {"together": len(together), "held": bytes_of(found)}
             for name in together:
-                spaces[name] = Subspace(curvature, torch.Generator().manual_seed(rng))
+                spaces[name] = _space(curvature, k, max_products, rng, **room)
                 spaces[name].give((start or {}).get(name, near))
-            options: dict[str, Any] = {"tol": tol, "max_products": max_products, "together": len(together)}
-            found |= run_together({name: eigen_process(spaces[name], k, **options) for name in together}, products)
+            found |= run_together({name: _search(spaces[name], k, tol, max_products) for name in together}, products)
             spaces.clear()
     return {name: found[name] for name in weights}
 
 
 def _waves(names: list[str], curvature: Curvature, k: int) -> list[list[str]]:
     """The spectra that run together, in the order in which they run: later ones can start from ``pooled``."""
-    room = max(1, _basis_bytes(curvature.device) // (_least(k) * _row_bytes(curvature)))
+    room = max(1, basis_bytes(curvature.device) // (_least(k) * 2 * row_bytes(curvature)))
     later = [name for name in names if name in ("beta-weighted", "L_DI")]
     others = [name for name in names if name not in later]
     if len(others) <= room:
@@ -188,18 +191,40 @@ def _cut(names: list[str], size: int) -> list[list[str]]:
     return [names[at : at + size] for at in range(0, len(names), size)]
 
 
+def _space(
+    operator: SymmetricOperator | Curvature, k: int, max_products: int, rng: int, *, together: int = 1, held: int = 0
+) -> Subspace:
+    """An empty subspace for k pairs, with as many rows as fit, as one of ``together`` beside ``held`` bytes."""
+    n, row, budget = operator.size, row_bytes(operator), basis_bytes(operator.device)
+    if not 1 <= k <= n:
+        raise UsageError(f"k is {k}; ask for 1 to {n} eigenpairs of a {n} x {n} operator")
+    keeps_images = _least(k) * 2 * row <= budget
+    needed = k if keeps_images else 2 * k
+    if max_products < needed:
+        raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {needed}")
+    fit = (budget - held) // (together * (1 + keeps_images) * row)
+    generator = torch.Generator().manual_seed(rng)
+    return Subspace(operator, generator, max_products, max(fit, _least(k)), keeps_images)
+
+
 def _least(k: int) -> int:
     """The fewest vectors of a basis with which restarts cost little: they leave 2k + 4, and room for a probe."""
     return 4 * k + 10
 
 
-def _basis_bytes(device: torch.device) -> int:
+def basis_bytes(device: torch.device) -> int:
+    """What the bases that are in memory together may take, and the vectors found before."""
     return at_least_on_gpu(BASIS_BYTES, device, GPU_SHARE)
 
 
-def _row_bytes(operator: SymmetricOperator | Curvature) -> int:
-    """A vector of the basis and its product."""
-    return 2 * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
+def row_bytes(operator: SymmetricOperator | Curvature) -> int:
+    """Bytes of a vector."""
+    return operator.size * torch.empty(0, dtype=operator.dtype).element_size()
+
+
+def bytes_of(found: Mapping[str, Eigenpairs]) -> int:
+    """Bytes of the eigenvectors."""
+    return sum(pairs.vectors.numel() * pairs.vectors.element_size() for pairs in found.values())
 
 
 class InterruptedSpectra(KeyboardInterrupt):
@@ -261,20 +286,9 @@ def run_together(
     return {name: found[name] for name in processes}
 
 
-def eigen_process(
-    space: Subspace, k: int, *, tol: float = 1e-4, max_products: int = 300, together: int = 1
-) -> Process[Eigenpairs]:
-    """The process behind :func:`top_eigenpairs`, in one of ``together`` subspaces that share the memory."""
-    if not 1 <= k <= space.n:
-        raise UsageError(f"k is {k}; ask for 1 to {space.n} eigenpairs of a {space.n} x {space.n} operator")
-    if max_products < k:
-        raise UsageError(f"max_products is {max_products}; {k} eigenpairs need at least {k}")
-    capacity = max(_basis_bytes(space.basis.device) // (together * space.row_bytes), _least(k))
-    return _search(space, k, tol, max_products, capacity)
-
-
-def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: int) -> Process[Eigenpairs]:
+def _search(space: Subspace, k: int, tol: float, max_products: int) -> Process[Eigenpairs]:
     """Expand the subspace until k pairs are settled and a probe finds no other that belongs to them."""
+    limit = max_products if space.keeps_images else max_products - k
     spent, probe = 0, None  # probe: the column of the basis where the probe begins
     while True:
         values, mixing, errors = space.ritz(k)
@@ -282,12 +296,12 @@ def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: in
         goal = (tol * values.abs()).clamp(min=space.noise)
         excess = (errors / goal).nan_to_num(0.0)  # 0/0: a zero operator, solved exactly
         settled = len(values) == k and bool((excess <= 1).all())
-        if space.m == space.n or spent == max_products:
+        if space.m == space.n or spent == limit:
             break
         direction = None
         if settled:
             if probe is None:
-                if space.m + PROBE_STEPS[1] > capacity:  # a restart on the way would begin the probe again
+                if space.m + PROBE_STEPS[1] > space.capacity:  # a restart on the way would begin the probe again
                     space.restart(2 * k + 4)
                 probe, direction = space.m, space.add_random()
             else:
@@ -300,28 +314,50 @@ def _search(space: Subspace, k: int, tol: float, max_products: int, capacity: in
             probe = None
             if len(excess):
                 direction = space.residual_direction(mixing[:, int(excess.argmax())])
-        if space.m == capacity:
+        if space.m == space.capacity:
             space.restart(2 * k + 4)
             probe = None
         image = yield space.choose(direction)
         space.expand(image)
         spent += 1
-    return _checked(mixing.T, tol, space, spent)
+    return (yield from _ended(space, k, tol, spent))
+
+
+def _ended(space: Subspace, k: int, tol: float, spent: int) -> Process[Eigenpairs]:
+    """The leading pairs, by products that were kept or, once the basis is gone, made anew."""
+    space.reduce(k)
+    if space.keeps_images:
+        return _checked(space.basis, space.images, tol, space.noise, spent)
+    images = []
+    for row in space.basis:
+        images.append((yield row))
+    return _checked(space.basis, torch.stack(images), tol, space.noise, spent + k)
 
 
 class Subspace:
-    r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$; $HQ$ is kept too.
+    r"""Orthonormal rows ``basis`` $Q^\top$ (m, n) and ``pending`` $U^\top$ (o, n) with $HQ=QT+UC$.
 
-    Orthogonality is kept by the recurrence and then a pass or two of Gram-Schmidt against all rows. ``projected``
-    $T$ (m, m) and ``coupling`` $C$ (o, m) are float64 on the CPU; the diagonal of $T$ comes from dot products
-    accumulated in float64.
+    At most ``capacity`` rows, and ``expansions`` of them in all: their memory is asked for at once, as a basis that
+    grows is in memory twice. With ``keeps_images`` $HQ$ is kept too. Orthogonality is kept by the recurrence and then a
+    pass or two of Gram-Schmidt against all rows. ``projected`` $T$ (m, m) and ``coupling`` $C$ (o, m) are float64 on
+    the CPU; the diagonal of $T$ comes from dot products accumulated in float64.
     """
 
-    def __init__(self, operator: SymmetricOperator | Curvature, generator: torch.Generator) -> None:
-        self.n, self._like, self.row_bytes = operator.size, (operator.device, operator.dtype), _row_bytes(operator)
+    def __init__(
+        self,
+        operator: SymmetricOperator | Curvature,
+        generator: torch.Generator,
+        expansions: int,
+        capacity: int,
+        keeps_images: bool,
+    ) -> None:
+        self.n, self._like = operator.size, (operator.device, operator.dtype)
+        self.capacity, self.keeps_images = capacity, keeps_images
         self._generator = generator
-        self._stored = torch.empty(2, 16, self.n, dtype=operator.dtype, device=operator.device)  # basis and images
-        self.pending = self._stored[0, :0]
+        rows = min(capacity, expansions, self.n)
+        like = torch.empty(0, self.n, dtype=operator.dtype, device=operator.device)
+        self._stored = [like.new_empty(rows, self.n) for _ in range(1 + keeps_images)]  # basis and images
+        self.pending = like
         self._project(torch.zeros(0, 0, dtype=torch.float64))
         self.coupling = torch.zeros(0, 0, dtype=torch.float64)
         self.error = math.inf  # the largest relative residual of the pairs wanted
@@ -343,12 +379,12 @@ class Subspace:
     @property
     def basis(self) -> Tensor:
         """Orthonormal rows (m, n)."""
-        return self._stored[0, : self.m]
+        return self._stored[0][: self.m]
 
     @property
     def images(self) -> Tensor:
-        """The operator's products with them (m, n)."""
-        return self._stored[1, : self.m]
+        """The operator's products with them (m, n), where they are kept."""
+        return self._stored[1][: self.m]
 
     def _project(self, projected: Tensor) -> None:
         """Set $T$, and ``noise``: what round-off alone can put into a residual."""
@@ -403,24 +439,21 @@ class Subspace:
             self.coupling = rotation @ self.coupling
             first = self.pending[0] - (self.basis @ self.pending[0]) @ self.basis
             self.pending[0] = first / first.double().norm()
-        return self.pending[0].clone()
+        return self.pending[0]
 
     def expand(self, image: Tensor) -> None:
         """Move the first pending row into the basis, given its image under the operator."""
         row, known = self.pending[0], self.coupling[0]
-        diagonal = _inner(row[None], image[None])[0, 0]
+        diagonal = inner(row[None], image[None])[0, 0]
         self.pending, self.coupling = self.pending[1:], self.coupling[1:]
-        if self.m == self._stored.shape[1]:
-            larger = self._stored.new_empty(2, 2 * self.m, self.n)
-            larger[:, : self.m] = self._stored
-            self._stored = larger
-        self._stored[0, self.m], self._stored[1, self.m] = row, image
+        for kept, vector in zip(self._stored, (row, image), strict=False):
+            kept[self.m] = vector
         self._project(
             torch.cat([torch.cat([self.projected, known[:, None]], 1), torch.cat([known, diagonal[None]])[None]])
         )
-        along = _inner(self.pending, image[None])
-        near = known.nonzero()[:, 0]  # one row in Lanczos' recurrence, all of them just after a restart
-        remainder = image - diagonal.to(image) * row - known[near].to(image) @ self.basis[near.to(image.device)]
+        along = inner(self.pending, image[None])
+        first, last = _extent(known)  # one row in Lanczos' recurrence, all of them just after a restart
+        remainder = image - diagonal.to(image) * row - known[first:last].to(image) @ self.basis[first:last]
         before, remainder = remainder.norm(), self._orthogonal(remainder)
         if float(remainder.norm()) < 0.7 * float(before):  # the criterion of Daniel, Gragg, Kaufman and Stewart (1976)
             remainder = self._orthogonal(remainder)
@@ -428,17 +461,31 @@ class Subspace:
         self.coupling = torch.cat([self.coupling, along], dim=1)
         if float(length) > self.noise / 10:  # dropped parts add up
             self.pending = torch.cat([self.pending, (remainder / length.to(remainder))[None]])
-            last = torch.zeros(1, self.m, dtype=torch.float64)
-            last[0, -1] = float(length)
-            self.coupling = torch.cat([self.coupling, last])
+            newest = torch.zeros(1, self.m, dtype=torch.float64)
+            newest[0, -1] = float(length)
+            self.coupling = torch.cat([self.coupling, newest])
 
     def restart(self, keep: int) -> None:
         """Shrink the basis to its ``keep`` leading Ritz vectors (Wu and Simon 2000)."""
         values, mixing, _ = self.ritz(min(keep, self.m - 1))
-        for block in _blocks(self.n):  # no second basis
-            self._stored[:, : len(values), block] = mixing.T.to(self.basis) @ self._stored[:, : self.m, block]
+        self._rotate(mixing)
         self._project(torch.diag(values))
         self.coupling = self.coupling @ mixing
+
+    def reduce(self, keep: int) -> None:
+        """End with the ``keep`` leading Ritz vectors alone, and give the memory of all else back."""
+        values, mixing, _ = self.ritz(keep)
+        self._rotate(mixing)
+        self.projected = torch.diag(values)  # the round-off stays that of the whole
+        self.pending, self.coupling = self.pending[:0].clone(), self.coupling[:0, : len(values)]
+        for i, stored in enumerate(self._stored):
+            self._stored[i] = stored[: len(values)].clone()
+
+    def _rotate(self, mixing: Tensor) -> None:
+        """Overwrite the first rows by the combinations ``mixing`` (m, j) of all; by blocks, without a second basis."""
+        for stored in self._stored:
+            for block in blocks(self.n):
+                stored[: mixing.shape[1], block] = mixing.T.to(stored) @ stored[: self.m, block]
 
     def _orthogonal(self, row: Tensor) -> Tensor:
         """One pass of Gram-Schmidt: the part of a row (n,) that is orthogonal to the basis and the pending rows."""
@@ -451,30 +498,29 @@ class Subspace:
         return torch.randn(rows, self.n, generator=self._generator, dtype=torch.float64).to(*self._like)
 
 
-def _checked(mixing: Tensor, tol: float, space: Subspace, spent: int) -> Eigenpairs:
-    """Rayleigh-Ritz on the vectors with coordinates ``mixing`` (k, m), their residuals from the products, intervals.
+def _checked(rows: Tensor, images: Tensor, tol: float, noise: float, spent: int) -> Eigenpairs:
+    """Rayleigh-Ritz on ``rows`` (k, n) by their products ``images``, the residuals from these, intervals.
 
     All inner products are in float64, by blocks of the vectors: a wide copy of a large model's would take its memory
-    several times.
+    several times. The rows are overwritten.
     """
-    own = mixing.to(space.basis)
-    rows, images = own @ space.basis, own @ space.images  # (k, n)
     # orthonormal already, to the round-off of the operator's type; by Cholesky to that of float64
-    straight = torch.linalg.inv(torch.linalg.cholesky(_inner(rows, rows)))
-    inner = straight @ _inner(rows, images) @ straight.T
-    values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+    straight = torch.linalg.inv(torch.linalg.cholesky(inner(rows, rows)))
+    projected = straight @ inner(rows, images) @ straight.T
+    values, rotation = torch.linalg.eigh((projected + projected.T) / 2)
     values, frame = values.flip(0), (rotation.flip(1).T @ straight).to(rows.device)
     squares = torch.zeros_like(values)
-    for block in _blocks(space.n):
+    for block in blocks(rows.shape[1]):
         wide, image = frame @ rows[:, block].double(), frame @ images[:, block].double()
         squares += (image - values.to(wide.device)[:, None] * wide).square().sum(1).cpu()
         rows[:, block] = wide.to(rows)
     residuals = squares.sqrt()
-    noise = space.noise
     slack = 2 * noise  # pairs closer than that cannot be told apart
     reached = residuals <= tol * values.abs()
     converged = bool((reached | (residuals <= noise)).all())
-    rows *= torch.where(rows.gather(1, rows.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0).to(rows)
+    for row in rows:
+        if row[row.abs().argmax()] < 0:
+            row.neg_()
     upper = _upper_bounds(values.tolist(), residuals.tolist(), slack)
     return Eigenpairs(
         values,
@@ -488,16 +534,23 @@ def _checked(mixing: Tensor, tol: float, space: Subspace, spent: int) -> Eigenpa
     )
 
 
-def _blocks(n: int) -> list[slice]:
+def blocks(n: int) -> list[slice]:
+    """Slices of ``BLOCK`` entries of a vector of ``n``, so that none is widened whole."""
     return [slice(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK)]
 
 
-def _inner(first: Tensor, second: Tensor) -> Tensor:
+def inner(first: Tensor, second: Tensor) -> Tensor:
     """Inner products of the rows of two (i, n) and (j, n), accumulated in float64, (i, j) on the CPU."""
     total = torch.zeros(len(first), len(second), dtype=torch.float64)
-    for block in _blocks(first.shape[1]):
+    for block in blocks(first.shape[1]):
         total += (first[:, block].double() @ second[:, block].double().T).cpu()
     return total
+
+
+def _extent(coefficients: Tensor) -> tuple[int, int]:
+    """From the first to behind the last that is not zero; (0, 0) where all are."""
+    at = coefficients.nonzero()[:, 0].tolist()
+    return (at[0], at[-1] + 1) if at else (0, 0)
 
 
 def _upper_bounds(values: list[float], residuals: list[float], noise: float) -> list[float]:

@@ -17,7 +17,9 @@ from torch.func import jvp
 from disam_theory.errors import UsageError
 from disam_theory.losses import DomainLosses, ModelPart, Params
 from disam_theory.operators import Curvature, SymmetricOperator, twice_differentiable, unflatten
-from disam_theory.spectrum import Subspace, run_together
+from disam_theory.spectrum import Subspace, basis_bytes, inner, row_bytes, run_together
+
+MATRICES = 8  # of n x samples in float64 that XTrace holds at once
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ def trace(operator: SymmetricOperator, *, samples: int = 20, power: int = 1, rng
     With $Q_{(i)}$ an orthonormal basis of $\{H^p\omega_j\}_{j\ne i}$, each random vector gives the estimate
     $\mathrm{tr}(Q_{(i)}^\top H^pQ_{(i)})$ plus a Hutchinson estimate of what is left from $\omega_i$ alone; they are
     exchangeable, and the standard error is that of their mean. Unbiased; exact up to round-off where the rank of $H$
-    is below ``samples``, and where ``samples`` reaches n.
+    is below ``samples``, and where ``samples`` reaches n. Where its eight float64 matrices (n, samples) would take more
+    than 3 GiB (20 samples of more than 2.5 million parameters), it is Hutch++ (Meyer et al. 2021) instead, by the same
+    number of products, which holds up to two thirds of ``samples`` vectors.
 
     Raises:
         UsageError: fewer than two samples, or a power below one.
@@ -60,6 +64,8 @@ def trace(operator: SymmetricOperator, *, samples: int = 20, power: int = 1, rng
         exact = _apply(operator, torch.eye(n, dtype=torch.float64), power)
         return Estimate(float(exact.trace()), 0.0, n * power)
     generator = torch.Generator().manual_seed(rng)
+    if MATRICES * n * samples * 8 > basis_bytes(torch.device("cpu")):
+        return _hutch_plus_plus(operator, 2 * samples, power, generator)
     omega = torch.randn(n, samples, generator=generator, dtype=torch.float64)
     images = _apply(operator, omega, power)
     basis, singular, _ = torch.linalg.svd(images, full_matrices=False)
@@ -79,6 +85,41 @@ def trace(operator: SymmetricOperator, *, samples: int = 20, power: int = 1, rng
     captured = inner.trace() - (left_out * (inner @ left_out)).sum(0)
     estimates = captured + (n - samples + 1) * (rest * rest_image).sum(0) / (rest * rest).sum(0)
     return Estimate(float(estimates.mean()), float(estimates.std() / math.sqrt(samples)), 2 * samples * power)
+
+
+def _hutch_plus_plus(operator: SymmetricOperator, vectors: int, power: int, generator: torch.Generator) -> Estimate:
+    r"""$\mathrm{tr}(Q^\top H^pQ)$ plus Hutchinson's mean over what $Q$ leaves out (Meyer et al. 2021, Hutch++).
+
+    A third of the ``vectors``, as many as fit into 3 GiB, is for the range $Q$ of $H^p$, as many again for the first
+    term, the others are signs projected on the rest. Unbiased given $Q$; the standard error is that of their mean.
+    """
+    n = operator.size
+    rank = min(vectors // 3, max(1, basis_bytes(torch.device("cpu")) // row_bytes(operator)))
+    basis = torch.zeros(rank, n, dtype=operator.dtype)
+    signs = (torch.randint(0, 2, (n,), generator=generator).to(basis) * 2 - 1 for _ in range(vectors))
+    largest = 0.0
+    for row in basis:
+        image = _apply(operator, next(signs)[:, None], power)[:, 0].to(basis)
+        largest = max(largest, float(image.norm()))
+        image = _left(_left(image, basis), basis)
+        length = float(image.norm())
+        if length > 100 * torch.finfo(basis.dtype).eps * largest:  # else the range is spanned: the row stays zero
+            row.copy_(image / length)
+    captured = sum(_form(operator, row, power) for row in basis)
+    probes = [_form(operator, _left(next(signs), basis), power) for _ in range(vectors - 2 * len(basis))]
+    rest = torch.tensor(probes, dtype=torch.float64)
+    error = float(rest.std()) / math.sqrt(len(rest))
+    return Estimate(captured + float(rest.mean()), error, vectors * power)
+
+
+def _left(vector: Tensor, basis: Tensor) -> Tensor:
+    """The part of a vector (n,) that is orthogonal to orthonormal rows (r, n)."""
+    return vector - (basis @ vector) @ basis
+
+
+def _form(operator: SymmetricOperator, vector: Tensor, power: int) -> float:
+    r"""$v^\top H^pv$."""
+    return float(vector.double() @ _apply(operator, vector[:, None], power)[:, 0])
 
 
 def _apply(operator: SymmetricOperator, block: Tensor, power: int) -> Tensor:
@@ -101,15 +142,21 @@ def spectral_density(
 
     ``vectors`` random directions, ``steps`` of Lanczos from each with full reorthogonalisation; the Gaussian's
     ``width`` is a hundredth of the range of the Ritz values unless given. Structure narrower than the width, and
-    eigenvalues whose share of the spectrum is far below 1/n, are not resolved.
+    eigenvalues whose share of the spectrum is far below 1/n, are not resolved. Where the bases of all directions would
+    take more than 3 GiB (on a GPU, a quarter of its memory), it is Lanczos' recurrence alone: then eigenvalues that
+    have converged come again among the nodes, and share one weight (Greenbaum 1989), so that the density is the same.
     """
     if vectors < 2 or steps < 1 or points < 2:
         raise UsageError(f"vectors is {vectors}, steps {steps}, points {points}; use at least 2, 1 and 2")
     if isinstance(operator, Curvature):
         operator = operator.operator(operator.losses.shares)
     steps = min(steps, operator.size)
-    spaces = [Subspace(operator, torch.Generator().manual_seed(1000 * rng + p)) for p in range(vectors)]
-    runs = {str(p): _quadrature(space, steps) for p, space in enumerate(spaces)}
+    fits = vectors * steps * row_bytes(operator) <= basis_bytes(operator.device)
+    spaces = [
+        Subspace(operator, torch.Generator().manual_seed(1000 * rng + p), steps if fits else 1, steps, False)
+        for p in range(vectors)
+    ]
+    runs = {str(p): (_quadrature if fits else _recurrence)(space, steps) for p, space in enumerate(spaces)}
     matvec = operator.matvec
     found = run_together(runs, lambda wanted: {name: matvec(vector) for name, vector in wanted.items()})
     nodes = torch.stack([pair[0] for pair in found.values()])
@@ -132,6 +179,23 @@ def _quadrature(space: Subspace, steps: int) -> Generator[Tensor, Tensor, tuple[
     return values, coordinates[0] ** 2
 
 
+def _recurrence(space: Subspace, steps: int) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The same by Lanczos' (1950) recurrence, with three vectors in memory; T is tridiagonal."""
+    vector = space.choose(None)
+    before, length = torch.zeros_like(vector), 0.0
+    projected = torch.zeros(steps, steps, dtype=torch.float64)
+    for j in range(steps):
+        image = yield vector
+        projected[j, j] = inner(vector[None], image[None])
+        image = image - float(projected[j, j]) * vector - length * before
+        length = math.sqrt(float(inner(image[None], image[None])))
+        if j + 1 < steps:
+            projected[j, j + 1] = projected[j + 1, j] = length
+        before, vector = vector, image / length if length > 0 else image  # zero from there on, with no weight
+    values, coordinates = torch.linalg.eigh(projected)
+    return values, coordinates[0] ** 2
+
+
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     """The angles in radians, smallest first, between the spans of orthonormal columns (n, k) and (n, l)."""
     cosines = torch.linalg.svdvals(first.double().T @ second.double())
@@ -142,7 +206,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
 
 def overlap(first: Tensor, second: Tensor) -> float:
     r"""$\lVert V_1^\top V_2\rVert_F^2/\min(k,l)$: 1 where one span holds the other, 0 where apart (Gur-Ari 2018)."""
-    return float((first.double().T @ second.double()).square().sum()) / min(first.shape[1], second.shape[1])
+    return float(inner(first.T, second.T).square().sum()) / min(first.shape[1], second.shape[1])
 
 
 def sampling_error(losses: DomainLosses, params: Params, name: str, vector: Tensor, *, population: int) -> Estimate:

@@ -454,6 +454,53 @@ def test_restarts_bound_the_memory_and_keep_the_accuracy(monkeypatch, k):
     torch.testing.assert_close(pairs.values, torch.linspace(0, 1, 300, dtype=torch.float64).flip(0)[:k] ** 3)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_products_that_are_not_kept_are_made_anew(monkeypatch, k):
+    """The same pairs, for k products more, which count among the products to spend at most."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q
+    matrix = (basis * torch.linspace(0, 1, 200, dtype=torch.float64) ** 8) @ basis.T
+    vectors = []
+
+    def product(vector):
+        vectors.append(vector.clone())
+        return matrix @ vector
+
+    made = SymmetricOperator(200, torch.float64, torch.device("cpu"), product)
+    kept = top_eigenpairs(made, k, tol=1e-8)
+    vectors.clear()
+    monkeypatch.setattr(spectrum, "BASIS_BYTES", 2 * (4 * k + 10) * 200 * 8 - 1)
+    anew = top_eigenpairs(made, k, tol=1e-8)
+    assert anew.converged
+    assert len(vectors) == anew.products
+    torch.testing.assert_close(torch.stack(vectors[-k:], dim=1).abs(), anew.vectors.abs(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(anew.values, kept.values, rtol=1e-12, atol=0)
+    exact = (matrix @ anew.vectors - anew.vectors * anew.values).norm(dim=0)
+    torch.testing.assert_close(anew.residuals, exact, rtol=1e-3, atol=1e-14)
+    vectors.clear()
+    assert not top_eigenpairs(made, k, tol=1e-8, max_products=2 * k).converged
+    assert len(vectors) == 2 * k
+    with pytest.raises(UsageError, match=f"at least {2 * k}"):
+        top_eigenpairs(made, k, max_products=2 * k - 1)
+
+
+def test_what_was_found_leaves_less_room(made, monkeypatch):
+    """Bases and eigenvectors together stay below the limit as long as the smallest basis allows it."""
+    _, _, losses, params = made()
+    curvature = Curvature(losses, params)
+    monkeypatch.setattr(spectrum, "BASIS_BYTES", 35 * spectrum.row_bytes(curvature))
+    capacities, begin = [], spectrum.Subspace.__init__
+
+    def begun(space, *arguments):
+        begin(space, *arguments)
+        capacities.append((space.capacity, space.keeps_images))
+
+    monkeypatch.setattr(spectrum.Subspace, "__init__", begun)
+    domain_spectra(curvature, 2, lam=0.4, tol=1e-3)
+    expected = [max(18, 35 - 2 * found) for found in range(len(losses.names) + 3)]
+    assert capacities == [(rows, False) for rows in expected]
+
+
 def test_large_spectra_run_in_turn_with_one_basis_at_a_time(made, monkeypatch):
     """The values are those of the lockstep; what comes later starts from the pooled vectors."""
     _, _, losses, params = made()
