@@ -279,8 +279,7 @@ def trace_probes(subject: Subject, facts: Mapping[str, Mapping[str, Any]]) -> di
     forms = _forms(subject.losses, params, vectors())
     alpha = torch.tensor(subject.losses.shares, dtype=torch.float64)
     beta = torch.tensor([facts[name]["beta"] for name in subject.losses.names], dtype=torch.float64)
-    gradients = domain_gradients(subject.losses, params).double()
-    spread = float((gradients - gradients.mean(0)).square().sum()) / len(gradients)
+    spread = float(sharpness.squared_distances(subject.losses, params).mean())
     found = dict(zip(subject.losses.names, forms.T, strict=True))
     found |= {"pooled": forms @ alpha, "beta-weighted": forms @ beta}
     found["L_DI"] = found["beta-weighted"] - 2 * chosen.lam * spread

@@ -212,7 +212,7 @@ def gradient_variance(
         chosen = torch.cat([torch.randperm(len(domain), generator=generator)[:batch_size] for _ in range(batches)])
         # cut into chunks of batch_size, the drawn samples' parts are 1/B of each batch's mean loss
         drawn = model_losses(model, [domain.take(chosen)], criterion=criterion, chunk=batch_size)
-        squares = batches**2 * _squared_distances(_each_part(drawn, chunk), params)
+        squares = batches**2 * squared_distances(_each_part(drawn, chunk), params)
         means.append(squares.sum() / (batches - 1))
         errors.append(squares.std() * math.sqrt(batches) / (batches - 2))
     return Estimate(torch.stack(means), torch.stack(errors))
@@ -233,11 +233,12 @@ def perturbation_shares(losses: DomainLosses, params: Params, *, rho: float, lam
     _require_lambda(lam)
     gradients = _gradients(losses, params)
     step = _common_step(losses, params, gradients, rho, lam)
+    first_order, lengths = (gradients @ step).cpu(), gradients.norm(dim=1).cpu()
     return PerturbationShares(
         beta=weights_at(losses, params, lam).double().cpu(),
-        first_order=(gradients @ step).cpu(),
+        first_order=first_order,
         rise=_values(losses, params, step) - _values(losses, params),
-        cosine=(_unit(gradients) @ _unit(step)).cpu(),
+        cosine=_quotient(first_order, lengths * step.norm().cpu()),
         step=step,
     )
 
@@ -274,8 +275,10 @@ def fake_flat_minimum(
         ComputationError: a gradient or a Hessian product is not finite.
     """
     _require_positive("factor", factor)
-    directions = _unit(_gradients(losses, params)[:-1])
-    cosine = float((directions @ directions.T).min())
+    gradients = _gradients(losses, params)[:-1]
+    lengths = gradients.norm(dim=1)
+    cosine = float(_quotient(gradients @ gradients.T, lengths[:, None] * lengths).min())
+    del gradients
     *alone, pooled = sharpest or _sharpest(losses, params)
     low = [float(pairs.values[0] - pairs.residuals[0]) for pairs in alone]
     sharp, name = max(zip(low, losses.names, strict=True))
@@ -307,8 +310,9 @@ def hallucinated_minimum(
     _require_positive("fraction", fraction)
     _require_lambda(lam)
     gradients = _gradients(losses, params)
-    step = _common_step(losses, params, gradients, rho, lam)
-    here, there = float(gradients[-1].norm()), float(_gradients(losses, _moved(params, step))[-1].norm())
+    step, here = _common_step(losses, params, gradients, rho, lam), float(gradients[-1].norm())
+    del gradients  # before there are others
+    there = float(_gradients(losses, _moved(params, step))[-1].norm())
     if there >= fraction * here:
         return None
     message = (
@@ -336,7 +340,7 @@ def _each_part(losses: DomainLosses, chunk: int) -> DomainLosses:
     )
 
 
-def _squared_distances(losses: DomainLosses, params: Params) -> Tensor:
+def squared_distances(losses: DomainLosses, params: Params) -> Tensor:
     """Of each domain's gradient from the mean of all, (M,); one is widened to float64 at a time."""
     like = flatten(params)
     rows = [_gradients(alone, params)[0].to(like.dtype, copy=True) for alone in _each(losses)[:-1]]
@@ -434,9 +438,9 @@ def _gaussian(params: Params, generator: torch.Generator) -> Tensor:
     return torch.randn(len(flat), generator=generator, dtype=torch.float64).to(flat.device)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Each vector (..., n) divided by its length; zero stays zero."""
-    return nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
+def _quotient(products: Tensor, lengths: Tensor) -> Tensor:
+    """``products / lengths``, and 0 where a length is."""
+    return torch.where(lengths > 0, products / lengths, 0.0)
 
 
 def _row_norms(tensor: Tensor) -> Tensor:

@@ -352,6 +352,14 @@ def test_gradient_variance_is_that_of_all_batches_that_can_be_drawn(net, size):
         assert float(error) < 0.1 * exact
 
 
+def test_gradient_variance_does_not_depend_on_the_micro_batches(net):
+    model, domains, _, params = net
+    options = {"batch_size": 3, "batches": 5, "rng": 0}
+    whole, cut = (gradient_variance(model, domains, params, chunk=chunk, **options) for chunk in (1024, 2))
+    torch.testing.assert_close(cut.mean, whole.mean, rtol=1e-10, atol=0)
+    torch.testing.assert_close(cut.standard_error, whole.standard_error, rtol=1e-10, atol=0)
+
+
 def test_gradient_variance_of_the_drawn_batches_is_the_sample_variance(net):
     """The draws of the first domain repeated by hand: torch's unbiased variance, summed over the parameters."""
     model, domains, _, params = net
