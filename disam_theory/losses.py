@@ -177,6 +177,7 @@ class StreamedParts:
     model: nn.Module  # in evaluation mode
     loader: Iterable[Sequence[Tensor]]  # yields (inputs, labels, ...)
     criterion: Criterion
+    device: torch.device
     size: int
     checksums: tuple[int, ...]  # of the batches
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
@@ -189,7 +190,6 @@ class StreamedParts:
 
     def __iter__(self) -> Iterator[Part]:
         """Raises :class:`UsageError` where a batch is not the one of the first pass."""
-        device = next(self.model.parameters()).device
         number = -1
         for number, (inputs, labels, *_) in enumerate(self.loader):
             if number >= len(self) or _checksum(inputs, labels) != self.checksums[number]:
@@ -197,7 +197,9 @@ class StreamedParts:
                     f"the loader of domain {self.name!r} gave another batch {number} than before; {SAME_DATA}"
                 )
             share = len(labels) / self.size
-            yield ModelPart(self.model, inputs.to(device), labels.to(device), self.criterion, share, self.frozen)
+            yield ModelPart(
+                self.model, inputs.to(self.device), labels.to(self.device), self.criterion, share, self.frozen
+            )
         if number + 1 != len(self):
             raise UsageError(
                 f"the loader of domain {self.name!r} gave {number + 1} of {len(self)} batches; {SAME_DATA}"
@@ -224,14 +226,15 @@ def loader_losses(
     Raises:
         UsageError: a loader with fewer than two samples.
     """
-    private = _private(model, batch_statistics)
+    private, device = _private(model, batch_statistics), next(model.parameters()).device
     parts = []
     for name, loader in loaders.items():
         batches = [(len(labels), _checksum(inputs, labels)) for inputs, labels, *_ in loader]
         size = sum(n for n, _ in batches)
         if size < 2:
             raise UsageError(f"the loader of domain {name!r} gives {size} sample(s); at least 2 are needed")
-        parts.append(StreamedParts(name, private, loader, criterion, size, tuple(checksum for _, checksum in batches)))
+        checksums = tuple(checksum for _, checksum in batches)
+        parts.append(StreamedParts(name, private, loader, criterion, device, size, checksums))
     return DomainLosses(tuple(loaders), tuple(part.size for part in parts), tuple(parts))
 
 
@@ -288,7 +291,8 @@ def model_losses(
 
 def _private(model: nn.Module, batch_statistics: bool) -> nn.Module:
     """A copy in evaluation mode; where batch norm has no running statistics it takes the batch's."""
-    private = copy.deepcopy(model).eval()
+    shared = {id(p): p for p in model.parameters()}  # never read: each part is given all of them
+    private = copy.deepcopy(model, shared).eval()
     for module in private.modules() if batch_statistics else ():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.running_mean = module.running_var = None
