@@ -453,14 +453,16 @@ class Subspace:
         )
         along = inner(self.pending, image[None])
         first, last = _extent(known)  # one row in Lanczos' recurrence, all of them just after a restart
-        remainder = image - diagonal.to(image) * row - known[first:last].to(image) @ self.basis[first:last]
+        remainder = torch.sub(image, row, alpha=float(diagonal))  # from here on in place, for large models
+        remainder -= known[first:last].to(image) @ self.basis[first:last]
         before, remainder = remainder.norm(), self._orthogonal(remainder)
         if float(remainder.norm()) < 0.7 * float(before):  # the criterion of Daniel, Gragg, Kaufman and Stewart (1976)
             remainder = self._orthogonal(remainder)
         length = remainder.double().norm()
         self.coupling = torch.cat([self.coupling, along], dim=1)
         if float(length) > self.noise / 10:  # dropped parts add up
-            self.pending = torch.cat([self.pending, (remainder / length.to(remainder))[None]])
+            remainder /= length.to(remainder)
+            self.pending = torch.cat([self.pending, remainder[None]])
             newest = torch.zeros(1, self.m, dtype=torch.float64)
             newest[0, -1] = float(length)
             self.coupling = torch.cat([self.coupling, newest])
@@ -488,9 +490,9 @@ class Subspace:
                 stored[: mixing.shape[1], block] = mixing.T.to(stored) @ stored[: self.m, block]
 
     def _orthogonal(self, row: Tensor) -> Tensor:
-        """One pass of Gram-Schmidt: the part of a row (n,) that is orthogonal to the basis and the pending rows."""
+        """One pass of Gram-Schmidt, in place: what of a row (n,) is orthogonal to the basis and the pending rows."""
         for known in (self.basis, self.pending):
-            row = row - (row @ known.T) @ known
+            row -= (row @ known.T) @ known
         return row
 
     def _random(self, rows: int) -> Tensor:
