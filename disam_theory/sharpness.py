@@ -312,7 +312,7 @@ def hallucinated_minimum(
     gradients = _gradients(losses, params)
     step, here = _common_step(losses, params, gradients, rho, lam), float(gradients[-1].norm())
     del gradients  # before there are others
-    there = float(_gradients(losses, _moved(params, step))[-1].norm())
+    there = float(_pooled_gradient(losses, _moved(params, step)).norm())
     if there >= fraction * here:
         return None
     message = (
@@ -343,7 +343,7 @@ def _each_part(losses: DomainLosses, chunk: int) -> DomainLosses:
 def squared_distances(losses: DomainLosses, params: Params) -> Tensor:
     """Of each domain's gradient from the mean of all, (M,); one is widened to float64 at a time."""
     like = flatten(params)
-    rows = [_gradients(alone, params)[0].to(like.dtype, copy=True) for alone in _each(losses)[:-1]]
+    rows = list(_rows(losses, params))
     mean = torch.zeros_like(like, dtype=torch.float64)
     for row in rows:
         mean += row.double() / len(rows)
@@ -366,14 +366,14 @@ def _ascend(losses: DomainLosses, params: Params, start: Tensor, rho: float, ste
     """The largest rise of the pooled loss that projected gradient ascent finds from ``start``."""
     rest = float(_values(losses, params)[-1])
     here, best, stride = start, float(_values(losses, params, start)[-1]), rho
-    direction = _gradients(losses, _moved(params, here))[-1].clone()  # without the other rows
+    direction = _pooled_gradient(losses, _moved(params, here))
     for _ in range(steps):
         trial = here + _ascent(direction, stride)
         trial = trial * (rho / trial.norm()).clamp(max=1.0)
         value = float(_values(losses, params, trial)[-1])
         if value > best:
             here, best = trial, value
-            direction = _gradients(losses, _moved(params, here))[-1].clone()
+            direction = _pooled_gradient(losses, _moved(params, here))
         else:
             stride /= 2.0
     return best - rest
@@ -404,14 +404,31 @@ def _values(losses: DomainLosses, params: Params, step: Tensor | None = None) ->
 
 def _gradients(losses: DomainLosses, params: Params) -> Tensor:
     r"""$\nabla L_1,\dots,\nabla L_M,\nabla L$, flat (M+1, n)."""
-    rows = domain_gradients(losses, params).detach()
-    for name, row in zip(losses.names, rows, strict=True):
-        if not bool(torch.isfinite(row).all()):
-            raise ComputationError(f"the gradient on domain {name!r} is NaN or Inf; check the weights, or use float64")
-    wide = rows.new_empty(losses.M + 1, rows.shape[1], dtype=torch.float64)  # filled in place, for large models
-    wide[:-1] = rows
+    flat = flatten(params)
+    wide = torch.empty(losses.M + 1, len(flat), dtype=torch.float64, device=flat.device)
+    for i, row in enumerate(_rows(losses, params)):  # one is in memory twice at a time, for large models
+        wide[i] = row
     wide[-1] = torch.tensor(losses.shares, dtype=wide.dtype, device=wide.device) @ wide[:-1]
     return wide
+
+
+def _pooled_gradient(losses: DomainLosses, params: Params) -> Tensor:
+    r"""$\nabla L$ alone, flat (n,)."""
+    total = torch.zeros_like(flatten(params), dtype=torch.float64)
+    for share, row in zip(losses.shares, _rows(losses, params), strict=True):
+        total += share * row.double()
+    return total
+
+
+def _rows(losses: DomainLosses, params: Params) -> Iterator[Tensor]:
+    """The gradient of each domain, flat (n,), in the dtype of ``params``."""
+    for alone in _each(losses)[:-1]:
+        (row,) = domain_gradients(alone, params).detach()
+        if not bool(torch.isfinite(row).all()):
+            raise ComputationError(
+                f"the gradient on domain {alone.names[0]!r} is NaN or Inf; check the weights, or use float64"
+            )
+        yield row
 
 
 def _with_pooled(rows: Tensor, losses: DomainLosses) -> Tensor:
