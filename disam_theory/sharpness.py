@@ -14,7 +14,7 @@ in the dtype of ``params``: in float32 a rise below about $10^{-7}L_i$ is round-
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
