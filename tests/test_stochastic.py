@@ -51,6 +51,22 @@ def test_the_trace_lies_within_its_standard_errors(power, method):
     assert abs(np.median(scores)) < 1
 
 
+SPECTRA = {
+    "decaying": DECAY,
+    "slowly decaying": [1 / j for j in range(1, 101)],
+    "flat": np.linspace(0.9, 1.1, 100),
+    "outliers": [*np.linspace(5, 50, 9), *np.linspace(-0.1, 0.3, 91)],
+}
+
+
+@pytest.mark.parametrize("values", SPECTRA.values(), ids=SPECTRA)
+def test_the_traces_standard_error_is_the_size_of_its_errors(values, method):
+    made = [trace(matrix_with(values, rng=rng)[1], samples=12, rng=rng) for rng in range(200)]
+    errors = [estimate.value - sum(values) for estimate in made]
+    ratio = np.linalg.norm(errors) / np.linalg.norm([estimate.standard_error for estimate in made])
+    assert 0.6 < ratio < 1.15
+
+
 def test_the_trace_is_unbiased(method):
     _, operator = matrix_with(np.linspace(-1, 3, 30))
     values = np.array([trace(operator, samples=6, rng=rng).value for rng in range(400)])
