@@ -88,9 +88,8 @@ def as_table(audits: Audits) -> str:
         parts += [aligned(lines, head) for head, lines in tables_of(audit).values()]
         parts += [f"! {row['name']}: {row['message']}" for row in audit.warnings]
     found = differences(audits)
-    if found:
-        head, lines = difference_table(found)
-        parts.append(aligned(lines, head))
+    for title, (head, lines) in difference_tables(found).items():
+        parts += [title + "\n" + "=" * len(title), aligned(lines, head)]
     return "\n\n".join([*parts, textwrap.fill(reading(audits, found), 100, break_on_hyphens=False)]) + "\n"
 
 
@@ -218,15 +217,15 @@ def _sampling_line(row: Mapping[str, Any]) -> Line:
 DIFFERENCE_COLUMNS = ("loss", "accuracy", "lambda_1", "trace", "sam")
 
 
-def difference_table(found: Sequence[Difference]) -> tuple[Line, list[Line]]:
-    """A line each checkpoint and loss; a star where the interval excludes zero."""
+def difference_tables(found: Sequence[Difference]) -> dict[str, tuple[Line, list[Line]]]:
+    """Which checkpoint less which -> head, and a line each loss; a star where the interval excludes zero."""
     by = {(each.checkpoint, each.name, each.quantity): each for each in found}
-    keys = dict.fromkeys((each.checkpoint, each.baseline, each.name) for each in found)
-    lines = [
-        [f"{checkpoint} - {baseline}", name, *(_difference(by[checkpoint, name, q]) for q in DIFFERENCE_COLUMNS)]
-        for checkpoint, baseline, name in keys
-    ]
-    return ["difference", "loss of", *map(head_of, DIFFERENCE_COLUMNS)], lines
+    tables: dict[str, tuple[Line, list[Line]]] = {}
+    for checkpoint, baseline, name in dict.fromkeys((each.checkpoint, each.baseline, each.name) for each in found):
+        head = ["loss of", *map(head_of, DIFFERENCE_COLUMNS)]
+        _, lines = tables.setdefault(f"{checkpoint} - {baseline}", (head, []))
+        lines.append([name, *(_difference(by[checkpoint, name, q]) for q in DIFFERENCE_COLUMNS)])
+    return tables
 
 
 def _difference(each: Difference) -> str:
@@ -278,8 +277,8 @@ def as_latex(audits: Audits, record: Mapping[str, Any]) -> str:
     for label, audit in audits.items():
         for title, (head, lines) in tables_of(audit).items():
             parts.append(_latex_table(f"{title} ({label})", head, lines))
-    if found := differences(audits):
-        parts.append(_latex_table("Differences; * where the interval excludes 0", *difference_table(found)))
+    for title, (head, lines) in difference_tables(differences(audits)).items():
+        parts.append(_latex_table(f"Differences, {title}; * where the interval excludes 0", head, lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -361,7 +360,8 @@ def as_html(audits: Audits, record: Mapping[str, Any]) -> str:
     ]
     if found:
         body += ["<h2>Differences</h2>", f'<p class="quiet">{DIFFERENCES_NOTE}</p>']
-        body.append(_html_table(*difference_table(found)))
+        for title, (head, lines) in difference_tables(found).items():
+            body += [f"<h3>{escaped(title)}</h3>", _html_table(head, lines)]
     body += _html_pictures(pictures(audits))
     for label, audit in audits.items():
         body += [f"<h2>{escaped(label)}</h2>"]

@@ -234,13 +234,14 @@ def test_the_spread_is_in_the_words_of_the_other_tables(audits):
 
 def test_the_differences_are_in_the_words_and_units_of_the_other_tables(audits):
     found = differences(audits)
-    head, lines = audit_report.difference_table(found)
+    ((title, (head, lines)),) = audit_report.difference_tables(found).items()
+    assert title == "B.pt - A.pt"
     tables = audit_report.tables_of(audits["A.pt"])
     heads = {name for title in ("Losses and eigenvalues", "Sharpness") for name in tables[title][0]}
-    assert head[2:] == ["loss", "acc %", "lambda_1", "trace", "SAM step"]
-    assert {*head[2:]} < heads
+    assert head == ["loss of", "loss", "acc %", "lambda_1", "trace", "SAM step"]
+    assert {*head} < heads
     (raw,) = (each for each in found if (each.name, each.quantity) == ("rot0", "accuracy"))
-    (line,) = (line for line in lines if line[1] == "rot0")
+    (line,) = (line for line in lines if line[0] == "rot0")
     shown = [float(number) for number in re.findall(r"[+-][\d.]+", line[head.index("acc %")])]
     assert shown == pytest.approx([100 * raw.difference, 100 * raw.low, 100 * raw.high], rel=5e-3)
     assert "he accuracy in % " in reading(audits, found)
