@@ -51,9 +51,11 @@ def trace(operator: SymmetricOperator, *, samples: int = 20, power: int = 1, rng
     $\mathrm{tr}(Q_{(i)}^\top H^pQ_{(i)})$ plus a Hutchinson estimate of what is left from $\omega_i$ alone. They are
     exchangeable but share vectors, so that their mean errs by 1.0 to 1.4 times the standard error of as many
     independent ones (trials on six spectra); $\sqrt2$ times that is given. Unbiased; exact up to round-off where the
-    rank of $H$ is below ``samples``, and where ``samples`` reaches n. Where its eight float64 matrices (n, samples) would take more
-    than 3 GiB (20 samples of more than 2.5 million parameters), it is Hutch++ (Meyer et al. 2021) instead, by the same
-    number of products, which holds up to two thirds of ``samples`` vectors.
+    rank of $H$ is below ``samples``, and where ``samples`` reaches n.
+
+    Where its eight float64 matrices (n, samples) would take more than 3 GiB (20 samples of more than 2.5 million
+    parameters), it is Hutch++ (Meyer et al. 2021) instead, by the same number of products, which holds up to two
+    thirds of ``samples`` vectors.
 
     Raises:
         UsageError: fewer than two samples, or a power below one.
