@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -27,9 +27,7 @@ from scipy import stats
 from torch import Tensor
 
 from disam_theory.algorithms import Ascent, Settings, ascent_point, relatives
-from disam_theory.losses import DomainLosses, Params, Part
-from disam_theory.operators import domain_hessian
-from disam_theory.spectrum import top_eigenpairs
+from disam_theory.losses import Params
 
 M, K = 3, 4
 BOX = 2.0  # wells and starts are uniform in [-BOX, BOX]^2
@@ -75,9 +73,8 @@ class Toys:
         present = w.new_ones(len(w), M)
         rho, lam = settings.radius * runs, settings.strength * runs
         own = relatives([settings] * len(w))
-        return ascent_point(
-            self._sources, {"w": w}, alpha=present / M, present=present, rho=rho, lam=lam, relatives=own
-        )
+        given = {"alpha": present / M, "present": present, "rho": rho, "lam": lam, "relatives": own}
+        return ascent_point(self._sources, {"w": w}, **given, measured=False)
 
     def path(self, settings: Settings) -> Tensor:
         """The weights (T + 1, R, 2) of each problem from its start on."""
@@ -101,21 +98,11 @@ class Toys:
         return gradients[torch.arange(len(w)), gradients.norm(dim=-1).argmax(1)]
 
     def sharpness(self, w: Tensor) -> Tensor:
-        """The largest eigenvalue (R,) of the unseen domain's Hessian at ``w`` (R, 2)."""
-        tops = [
-            top_eigenpairs(domain_hessian(self.problem(r), {"w": point}, "unseen")).values for r, point in enumerate(w)
-        ]
-        return torch.cat(tops)
-
-    def problem(self, r: int) -> DomainLosses:
-        """Problem ``r`` as the rest of the package takes it; its last domain is the unseen one."""
-        one = Toys(*(getattr(self, field.name)[r : r + 1] for field in fields(self)))
-
-        def part(i: int) -> Part:
-            return lambda params: one.losses(params["w"][None])[0, i]
-
-        names = (*(f"domain {i + 1}" for i in range(M)), "unseen")
-        return DomainLosses(names, (1,) * (M + 1), tuple((part(i),) for i in range(M + 1)))
+        """The largest eigenvalue (R,) of the unseen domain's Hessian at ``w`` (R, 2), all of which are made at once."""
+        point = w.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.losses(point)[:, M].sum(), point, create_graph=True)
+        rows = [torch.autograd.grad(part.sum(), point, retain_graph=True)[0] for part in gradient.unbind(1)]
+        return torch.linalg.eigvalsh(torch.stack(rows, 1))[:, -1]
 
     def _sources(self, params: Params) -> Tensor:
         return self.losses(params["w"])[:, :M]

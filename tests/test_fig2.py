@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from disam_theory.claims import Verdict
+from disam_theory.losses import DomainLosses
+from disam_theory.operators import domain_hessian
+from disam_theory.spectrum import top_eigenpairs
 from disam_theory.toy import (
     BOWL,
     CONTROLS,
@@ -68,7 +71,6 @@ def test_a_loss_by_hand():
 def test_a_problem_does_not_depend_on_the_others(problems):
     w = torch.zeros(1, 2, dtype=torch.float64)
     assert torch.equal(toys([3]).losses(w)[0], problems.losses(w.expand(5, 2))[3])
-    assert torch.equal(problems.problem(3)({"w": w[0]}), toys([3]).losses(w)[0])
 
 
 def gradients(problems, w):
@@ -101,9 +103,19 @@ def test_a_path_steps_down_the_gradient_at_the_ascended_point(problems):
 
 
 def test_sharpness_is_the_top_eigenvalue_of_the_unseen_hessian(problems):
+    """By a dense Hessian of one problem alone, and by the package's own search."""
+    found = problems.sharpness(problems.starts)
     for r, w in enumerate(problems.starts):
-        dense = torch.autograd.functional.hessian(lambda p, r=r: problems.problem(r)({"w": p})[M], w)
-        assert float(problems.sharpness(problems.starts)[r]) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]))
+        one = toys([r])
+
+        def unseen(p, one=one):
+            return one.losses(p[None])[0, M]
+
+        dense = torch.autograd.functional.hessian(unseen, w)
+        assert float(found[r]) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-12)
+        losses = DomainLosses(("unseen",), (1,), ((lambda params, loss=unseen: loss(params["w"]),),))
+        top = top_eigenpairs(domain_hessian(losses, {"w": w}, "unseen"))
+        assert float(found[r]) == pytest.approx(float(top.values[0]), rel=1e-9)
 
 
 def test_counts_ties_and_intervals_by_hand():
