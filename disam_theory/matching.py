@@ -61,13 +61,14 @@ def fishr_statistics(
     below, so that it is zero for one sample.
     """
     member, counts = _members(features, domains, M)
-    share = (member / counts.clamp(min=1).unsqueeze(-2)).mT.unsqueeze(-1)  # (..., M, B, 1)
+    share = (member / counts.clamp(min=1).unsqueeze(-2)).unsqueeze(-1)  # (..., B, M, 1)
     error = outputs.softmax(-1) - one_hot(labels, outputs.shape[-1]).to(outputs.dtype)
     inputs = torch.cat([features, torch.ones_like(features[..., :1])], -1) if bias else features
 
     def moment(power: int) -> Tensor:
-        product = _aligned(share * error.unsqueeze(-3) ** power).mT @ _aligned(inputs.unsqueeze(-3) ** power)
-        return product[..., : error.shape[-1], : inputs.shape[-1]]  # (..., M, C, d + 1)
+        own = (share * error.unsqueeze(-2) ** power).flatten(-2)  # (..., B, M C): one product for all domains
+        product = _aligned(own).mT @ _aligned(inputs**power)
+        return product[..., : own.shape[-1], : inputs.shape[-1]].unflatten(-2, (M, -1))
 
     variance = (moment(2) - moment(1) ** 2).flatten(-2)
     return Statistics(variance / math.sqrt(variance.shape[-1]), (counts > 0).to(features.dtype))
