@@ -73,8 +73,16 @@ class Toys:
         present = w.new_ones(len(w), M)
         rho, lam = settings.radius * runs, settings.strength * runs
         own = relatives([settings] * len(w))
-        given = {"alpha": present / M, "present": present, "rho": rho, "lam": lam, "relatives": own}
-        return ascent_point(self._sources, {"w": w}, **given, measured=False)
+        return ascent_point(
+            self._sources,
+            {"w": w},
+            alpha=present / M,
+            present=present,
+            rho=rho,
+            lam=lam,
+            relatives=own,
+            measured=False,
+        )
 
     def path(self, settings: Settings) -> Tensor:
         """The weights (T + 1, R, 2) of each problem from its start on."""
