@@ -72,7 +72,6 @@ class Toys:
         runs = w.new_ones(len(w))
         present = w.new_ones(len(w), M)
         rho, lam = settings.radius * runs, settings.strength * runs
-        own = relatives([settings] * len(w))
         return ascent_point(
             self._sources,
             {"w": w},
@@ -80,7 +79,7 @@ class Toys:
             present=present,
             rho=rho,
             lam=lam,
-            relatives=own,
+            relatives=relatives([settings]),  # one for all
             measured=False,
         )
 
