@@ -48,6 +48,7 @@ from disam_theory.perturbations import (
     of_runs,
     relative_direction,
     relative_step,
+    takes_gradient,
 )
 
 ALGORITHMS = ("erm", "sam", "disam", "asam", "gsam", "sagm", "dgsam", *WEAKER)
@@ -221,7 +222,7 @@ class Relatives:
     @property
     def take_gradient(self) -> bool:
         r"""Whether a member's direction of descent has $\nabla L(w)$, or the objective's gradient, in it."""
-        return any(WEAKER.get(name, name) in ("gsam", "sagm") for name in self.members)
+        return any(map(takes_gradient, self.members))
 
     @property
     def take_plain(self) -> bool:

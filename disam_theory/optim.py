@@ -34,6 +34,7 @@ from disam_theory.perturbations import (
     gradual_passes,
     relative_direction,
     relative_step,
+    takes_gradient,
 )
 
 Closure = Callable[[], Any]  # -> domain losses (M,), or them and the shares (M,), or both and Statistics
@@ -160,12 +161,12 @@ class SharpnessAware(torch.optim.Optimizer):
         beta = disam_weights(at, alpha, lam, present, variance=self.settings.variance)
         gradient: Params = {}
         plain: Params = {}
-        weaker = WEAKER.get(self.settings.algorithm)
+        weaker = self.settings.algorithm in WEAKER
         if self.watch or weaker:
             plain, used = self._gradient(pooled(losses, alpha), keep=True)
         if plain and self.settings.objective == "average":
             gradient = plain
-        elif self.watch or (weaker or self.settings.algorithm) in ("gsam", "sagm"):
+        elif self.watch or takes_gradient(self.settings.algorithm):
             gradient, _ = self._gradient(self._descended(losses, alpha, present, statistics), keep=True)
         if plain and not self.settings.strength:
             inspired = plain

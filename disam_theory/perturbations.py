@@ -127,6 +127,11 @@ def relative_step(
     return ascent_step(gradient, rho)
 
 
+def takes_gradient(algorithm: str) -> bool:
+    r"""Whether its direction of descent has $\nabla L(w)$, or the objective's gradient, in it."""
+    return WEAKER.get(algorithm, algorithm) in ("gsam", "sagm")
+
+
 def relative_direction(algorithm: str, gradient: Params, gradient_ascent: Params, constant: Tensor) -> Params:
     r"""The direction of descent of ``algorithm`` from $\nabla L(w)$ and $\nabla L(w^{asc})$.
 
